@@ -1,0 +1,38 @@
+"""Additive white Gaussian noise, and how real weights are packed into complex symbols.
+
+SNR = P / no, with P the power budget per complex symbol and no the noise variance per *complex*
+symbol (half of it per real dimension). Two packings:
+
+  complex  two weights per symbol, in phase and in quadrature: each real gets power P/2 and noise
+           no/2, so its noise-to-signal ratio is 1/SNR, and d weights need ceil(d/2) symbols
+  real     one weight per symbol, in phase, with the whole power P against noise no/2: half the
+           noise-to-signal ratio (+3 dB) for d symbols
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from fedprune import tree
+from fedprune.types import Key, Mask, Params
+
+PACKINGS = ("complex", "real")
+
+
+def noise_to_signal(snr_db: jax.Array | float, packing: str) -> jax.Array:
+    """Noise variance per real dimension over its power budget, s^2 (spec: s^2 = 10^(-SNR/10))."""
+    return 10.0 ** (-jnp.asarray(snr_db, jnp.float32) / 10.0) / (1.0 if packing == "complex" else 2.0)
+
+
+def channel_uses(reals: jax.Array, packing: str) -> jax.Array:
+    """Complex symbols for a number of real values, [] int32."""
+    return (reals + 1) // 2 if packing == "complex" else reals
+
+
+def noise(key: Key, like: Params, mask: Mask) -> Params:
+    """Standard normal noise on the weights that were sent, zero elsewhere."""
+    leaves, treedef = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    drawn = [jax.random.normal(k, v.shape, v.dtype) for k, v in zip(keys, leaves, strict=True)]
+    return tree.apply_mask(mask, treedef.unflatten(drawn))

@@ -1,0 +1,13 @@
+"""Data: sources, partitions over clients, and arrays for the device."""
+
+from fedprune.data.clients import Federation as Federation
+from fedprune.data.clients import federate as federate
+from fedprune.data.partition import Partition as Partition
+from fedprune.data.partition import dirichlet as dirichlet
+from fedprune.data.partition import iid as iid
+from fedprune.data.partition import summary as summary
+from fedprune.data.sources import NAMES as NAMES
+from fedprune.data.sources import DataError as DataError
+from fedprune.data.sources import Dataset as Dataset
+from fedprune.data.sources import load as load
+from fedprune.data.sources import read_idx as read_idx

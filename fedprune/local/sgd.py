@@ -1,0 +1,117 @@
+"""Local training of one client by any optax optimizer.
+
+Per step, on a batch of the client's own examples: g <- mask * grad F_k(w), then the optimizer. So a
+pruned weight, which starts at zero, stays exactly zero (P2 (8)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from fedprune import rng, tree
+from fedprune.types import Client, Key, LocalInfo, LocalUpdate, Mask, Model, Params
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+"""(logits [b, classes], labels [b]) -> [b] loss of every example"""
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Softmax cross-entropy in nats, [b]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def sgd(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    batch: int,
+    steps: int | None = None,
+    epochs: int | None = None,
+    loss: Loss = cross_entropy,
+) -> LocalUpdate:
+    """Local training for a number of steps, or of epochs; the optimizer starts afresh every round.
+
+    With ``steps``, every batch is drawn uniformly with replacement from the client's examples. With
+    ``epochs``, every epoch shuffles them and goes through each exactly once; the last batch is
+    smaller where the size does not divide, and a client with fewer examples takes fewer steps.
+
+    Args:
+      model: the network.
+      optimizer: an optax transformation; its hyperparameters may be traced.
+      batch: examples per step.
+      steps: steps per round; give this or ``epochs``.
+      epochs: passes over the client's examples per round.
+      loss: of every example; training minimises its mean over the batch.
+
+    Raises:
+      ValueError: unless batch and exactly one of steps and epochs are positive.
+    """
+    if (steps is None) == (epochs is None):
+        raise ValueError(f"give one of steps={steps} and epochs={epochs}")
+    if batch < 1 or (steps or epochs or 0) < 1:
+        raise ValueError(f"batch={batch}, steps={steps}, epochs={epochs} must be at least 1")
+
+    def objective(params: Params, client: Client, positions, counts) -> jax.Array:
+        x, y = client.take(positions)
+        each = loss(model.apply(params, x), y)
+        return jnp.sum(jnp.where(counts, each, 0.0)) / jnp.maximum(jnp.sum(counts), 1)
+
+    def update(key: Key, params: Params, mask: Mask, client: Client) -> tuple[Params, LocalInfo]:
+        def step(carry, positions: jax.Array, counts: jax.Array):
+            now, state = carry
+            value, gradient = jax.value_and_grad(objective)(now, client, positions, counts)
+            gradient = tree.apply_mask(mask, gradient)
+            updates, state = optimizer.update(gradient, state, now)
+            return (optax.apply_updates(now, updates), state), value
+
+        start = tree.match((params, optimizer.init(params), client, key))[:2]
+        if steps is not None:
+            end, value = _steps(key, client, batch, steps, step, start)
+        else:
+            end, value = _epochs(key, client, batch, epochs, step, start)
+        delta = jax.tree.map(jnp.subtract, end[0], params)
+        return tree.apply_mask(mask, delta), LocalInfo(value)
+
+    return update
+
+
+def _steps(key: Key, client: Client, batch: int, steps: int, step, start):
+    """Scan over steps, each on a batch drawn with replacement."""
+    everything = jnp.ones(batch, bool)
+    # A client without examples trains on padding; the round gives it no weight.
+    size = jnp.maximum(client.size, 1)
+
+    def one(carry, i):
+        drawn = jax.random.randint(rng.stream(key, "batch", i), (batch,), 0, size)
+        return step(carry, drawn, everything)
+
+    end, values = lax.scan(one, start, jnp.arange(steps))
+    return end, values.mean()
+
+
+def _epochs(key: Key, client: Client, batch: int, epochs: int, step, start):
+    """Scan over epochs of a scan over batches; batches beyond the client's size change nothing."""
+    n_max = client.rows.shape[0]
+    batches = -(-n_max // batch)
+    slots = jnp.arange(batches * batch).reshape(batches, batch)
+
+    def epoch(carry, e):
+        # Random order of the client's own examples, the padding after them.
+        ticket = jax.random.uniform(rng.stream(key, "epoch", e), (n_max,))
+        order = jnp.argsort(jnp.where(jnp.arange(n_max) < client.size, ticket, 2.0))
+        order = jnp.pad(order, (0, batches * batch - n_max))
+
+        def one(carry, slot):
+            counts = slot < client.size
+            new, value = step(carry, order[slot], counts)
+            weight = jnp.sum(counts, dtype=jnp.float32)
+            return tree.where(weight > 0, new, carry), (value * weight, weight)
+
+        return lax.scan(one, carry, slots)
+
+    end, (values, weights) = lax.scan(epoch, start, jnp.arange(epochs))
+    return end, values.sum() / jnp.maximum(weights.sum(), 1.0)

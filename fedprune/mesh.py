@@ -1,0 +1,203 @@
+"""Devices: the mesh, the one ``shard_map``, and every reduction over clients.
+
+A mesh has two axes. Arms (independent experiments of one program) are spread over ``arms`` and
+never communicate. A round's cohort is spread over ``clients`` and meets once a round, in
+``accumulate``.
+
+Cohort positions 0..S-1 are dealt to *lanes*: lane l takes positions l, l + L, l + 2L, ... in order,
+``chunk`` of them at a time (vmapped). What a lane accumulates stays on its device.
+
+  fast    one lane per device; lanes meet in a ``psum``. The order of additions, and so the last
+          bits, depend on the number of devices.
+  strict  a fixed number of lanes (8 by default) that the devices share out; the lane sums are
+          gathered and added as a tree. Bitwise the same on 1, 2, 4 and 8 devices.
+
+Positions beyond S are skipped, so any cohort runs on any number of devices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from fedprune import tree
+from fedprune.types import PyTree, Total
+
+ARMS, CLIENTS = "arms", "clients"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a program lies on the devices.
+
+    Raises:
+      ValueError: if strict lanes cannot be shared out evenly, or a number is not positive.
+    """
+
+    mesh: Mesh
+    reduction: Literal["fast", "strict"] = "fast"
+    lanes: int = 8
+    """lanes of strict mode; a multiple of the devices on the clients axis"""
+    chunk: int = 1
+    """clients trained together, by vmap, in each lane"""
+
+    def __post_init__(self) -> None:
+        if self.reduction not in ("fast", "strict"):
+            raise ValueError(f"reduction={self.reduction!r} is neither 'fast' nor 'strict'")
+        if self.chunk < 1 or self.lanes < 1:
+            raise ValueError(f"chunk={self.chunk} and lanes={self.lanes} must be at least 1")
+        if self.reduction == "strict" and self.lanes % self.client_devices:
+            raise ValueError(
+                f"lanes={self.lanes} must be a multiple of the {self.client_devices} devices on"
+                " the clients axis in strict mode"
+            )
+
+    @property
+    def client_devices(self) -> int:
+        return self.mesh.shape[CLIENTS]
+
+    @property
+    def arm_devices(self) -> int:
+        return self.mesh.shape[ARMS]
+
+    @property
+    def local_lanes(self) -> int:
+        """Lanes on each device."""
+        return 1 if self.reduction == "fast" else self.lanes // self.client_devices
+
+    def arm_sharding(self) -> NamedSharding:
+        """Sharding of arrays whose leading axis counts arms."""
+        return NamedSharding(self.mesh, jax.P(ARMS))
+
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, jax.P())
+
+
+def make(clients: int | None = None, arms: int = 1, **layout: Any) -> Layout:
+    """A layout over ``arms`` × ``clients`` devices; by default all devices on the clients axis.
+
+    Args:
+      clients: devices on the clients axis; None takes all that ``arms`` leaves.
+      arms: devices on the arms axis.
+      **layout: the other fields of ``Layout``.
+
+    Raises:
+      ValueError: if there are fewer devices than asked for.
+    """
+    available = jax.device_count()
+    clients = max(1, available // arms) if clients is None else clients
+    if min(arms, clients) < 1 or arms * clients > available:
+        raise ValueError(f"arms={arms} x clients={clients} devices asked for, {available} exist")
+    axes = (AxisType.Auto, AxisType.Auto)
+    devices = jax.devices()[: arms * clients]
+    return Layout(jax.make_mesh((arms, clients), (ARMS, CLIENTS), axes, devices=devices), **layout)
+
+
+def spread(fn: Callable, layout: Layout, per_arm: tuple[Any, ...]) -> Callable:
+    """Runs ``fn`` on every device of the mesh: the only ``shard_map`` of the package.
+
+    Args:
+      fn: a function of pytrees; sees its own slice of the arguments that are per arm.
+      per_arm: for every argument, a pytree prefix of booleans: does its leading axis count arms?
+
+    Returns:
+      A function with the same arguments; all its results have a leading axis of arms.
+    """
+    specs = jax.tree.map(lambda arms: jax.P(ARMS) if arms else jax.P(), per_arm)
+    return jax.shard_map(fn, mesh=layout.mesh, in_specs=specs, out_specs=jax.P(ARMS))
+
+
+def accumulate(
+    contribution: Callable[[PyTree, jax.Array], Total],
+    shared: PyTree,
+    size: int,
+    layout: Layout,
+) -> Total:
+    """Total of ``contribution(shared, position)`` over positions 0..size-1, the same on all devices.
+
+    Must run inside ``spread``. Memory does not grow with ``size``.
+
+    Args:
+      contribution: one position's part; vmapped over ``layout.chunk`` positions.
+      shared: everything that it reads (params, masks, data, keys). It is marked as varying over
+        devices here, in one place: a gradient with respect to an unmarked value would be summed
+        over all devices without a word.
+      size: number of positions.
+      layout: lanes, chunk and reduction.
+    """
+    shared = tree.vary(shared, {CLIENTS})
+    lanes = layout.local_lanes * layout.client_devices
+    stride = lanes * layout.chunk
+    steps = math.ceil(size / stride)
+    zero = identity(jax.eval_shape(contribution, shared, jax.ShapeDtypeStruct((), jnp.int32)))
+
+    def one_lane(lane: jax.Array) -> Total:
+        def several(total: Total, step: jax.Array) -> Total:
+            positions = lane + lanes * (step * layout.chunk + jnp.arange(layout.chunk))
+            if layout.chunk == 1:
+                return _merge(total, contribution(shared, positions[0]))
+            parts = jax.vmap(contribution, (None, 0))(shared, positions)
+            return _merge(total, _reduce(parts, zero, positions < size))
+
+        def body(total: Total, step: jax.Array) -> tuple[Total, None]:
+            if size % stride == 0:
+                return several(total, step), None
+            first = lane + lanes * step * layout.chunk
+            return lax.cond(first < size, several, lambda total, _: total, total, step), None
+
+        start = tree.match((zero, shared, lane))[0]
+        return lax.scan(body, start, jnp.arange(steps))[0]
+
+    device = lax.axis_index(CLIENTS)
+    if layout.reduction == "fast":
+        total = one_lane(device)
+        summed = lax.psum(total.sum, CLIENTS)
+        largest = jax.tree.map(lambda a: lax.pmax(a, CLIENTS), total.max)
+        return Total(summed, largest)
+
+    own = device * layout.local_lanes + jnp.arange(layout.local_lanes)
+    total = lax.optimization_barrier(lax.map(one_lane, own))
+    gathered = jax.tree.map(
+        lambda a: lax.all_gather(a, CLIENTS, tiled=True, to="invarying"), total.sum
+    )
+    summed = lax.optimization_barrier(jax.tree.map(_pairwise_sum, gathered))
+    largest = jax.tree.map(lambda a: lax.pmax(a.max(0), CLIENTS), total.max)
+    return Total(summed, largest)
+
+
+def identity(like: Total) -> Total:
+    """The total of nobody: zero for sums, -inf for maxima."""
+    return Total(
+        jax.tree.map(jnp.zeros_like, like.sum),
+        jax.tree.map(lambda a: jnp.full_like(a, -jnp.inf), like.max),
+    )
+
+
+def _merge(a: Total, b: Total) -> Total:
+    return Total(jax.tree.map(jnp.add, a.sum, b.sum), jax.tree.map(jnp.maximum, a.max, b.max))
+
+
+def _reduce(parts: Total, zero: Total, valid: jax.Array) -> Total:
+    """Sum and maximum over a chunk's leading axis, without the positions that are not valid."""
+    parts = jax.tree.map(
+        lambda p, z: jnp.where(valid.reshape((-1,) + (1,) * z.ndim), p, z), parts, zero
+    )
+    return Total(
+        jax.tree.map(lambda p: p.sum(0), parts.sum), jax.tree.map(lambda p: p.max(0), parts.max)
+    )
+
+
+def _pairwise_sum(values: jax.Array) -> jax.Array:
+    """Sum over the leading axis as a balanced tree, in an order fixed by its length alone."""
+    while values.shape[0] > 1:
+        if values.shape[0] % 2:
+            values = jnp.concatenate([values, jnp.zeros_like(values[:1])])
+        values = values[0::2] + values[1::2]
+    return values[0]

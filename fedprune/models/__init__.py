@@ -1,0 +1,5 @@
+"""Networks as pairs of pure functions. The only place that knows flax."""
+
+from fedprune.models.layers import from_flax as from_flax
+from fedprune.models.networks import cnn as cnn
+from fedprune.models.networks import mlp as mlp

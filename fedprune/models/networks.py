@@ -1,0 +1,64 @@
+"""Networks for small images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as linen
+import jax
+
+from fedprune import nn
+from fedprune.models import layers
+from fedprune.types import Model
+
+
+class _Mlp(linen.Module):
+    hidden: tuple[int, ...]
+    classes: int
+
+    @linen.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.reshape(x.shape[0], -1)
+        for width in self.hidden:
+            x = linen.relu(linen.Dense(width)(x))
+        return linen.Dense(self.classes)(x)
+
+
+class _Cnn(linen.Module):
+    filters: tuple[int, ...]
+    kernel: int
+    hidden: tuple[int, ...]
+    classes: int
+
+    @linen.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for width in self.filters:
+            x = layers.conv(width, (self.kernel, self.kernel))(x)
+            x = nn.max_pool(linen.relu(x), 2)
+        return _Mlp(self.hidden, self.classes, name="head")(x)
+
+
+def mlp(
+    hidden: Sequence[int] = (200,),
+    classes: int = 10,
+    input_shape: Sequence[int] = (28, 28, 1),
+) -> Model:
+    """Dense layers with ReLU between them; the defaults have 159,010 parameters."""
+    return layers.from_flax(_Mlp(tuple(hidden), classes), input_shape)
+
+
+def cnn(
+    filters: Sequence[int] = (8, 16),
+    kernel: int = 3,
+    hidden: Sequence[int] = (32,),
+    classes: int = 10,
+    input_shape: Sequence[int] = (28, 28, 1),
+) -> Model:
+    """Blocks of convolution ("SAME"), ReLU and 2×2 max-pooling, then dense layers.
+
+    ``filters=(32, 64), kernel=5, hidden=(128,)`` is the network of P4 section V.
+
+    Raises:
+      ValueError: more blocks than the input can be halved.
+    """
+    return layers.from_flax(_Cnn(tuple(filters), kernel, tuple(hidden), classes), input_shape)

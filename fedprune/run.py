@@ -1,0 +1,166 @@
+"""On the device: rounds by ``scan``, arms by ``vmap``, all inside one ``shard_map``.
+
+An *arm* is one run of one algorithm: a seed and a set of numeric hyperparameters. Arms whose shapes
+agree form one program, whatever else differs between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fedprune import mesh, rng, tree
+from fedprune.local import cross_entropy
+from fedprune.round import Round, RoundInfo, State
+from fedprune.types import Client, Clients, Key, Model, Params, PyTree, Total
+
+Evaluate = Callable[[State, Clients], Any]
+
+
+class Metrics(NamedTuple):
+    """What the pooled test set says of the pruned global model."""
+
+    accuracy: jax.Array
+    """share of right answers, in [0, 1]"""
+    loss: jax.Array
+    """mean cross-entropy in nats"""
+
+
+class Arms(NamedTuple):
+    """The arms of a program; every leaf has a leading axis [A]."""
+
+    hyper: PyTree
+    """what the builder of the round takes"""
+    key: Key
+    """root key: one per seed, so that arms of equal seed are paired"""
+    state: State
+    rows: jax.Array
+    """[A, K, n_max] index tables, see ``Clients.rows``"""
+    size: jax.Array
+    """[A, K]"""
+
+
+def evaluation(model: Model, layout: mesh.Layout, batch: int = 500) -> Evaluate:
+    """Accuracy and loss on all test examples, spread over the devices of the clients axis.
+
+    Args:
+      model: the network.
+      layout: devices.
+      batch: examples at a time.
+    """
+
+    def evaluate(state: State, test: Clients) -> Metrics:
+        n = test.labels.shape[0]
+        pool = Client(*test._replace(rows=jnp.arange(n, dtype=jnp.int32), size=jnp.int32(n)))
+        params = tree.apply_mask(state.mask, state.params)
+
+        def some(shared, position: jax.Array) -> Total:
+            params, pool = shared
+            index = position * batch + jnp.arange(batch)
+            counts = index < n
+            x, y = pool.take(jnp.where(counts, index, 0))
+            logits = model.apply(params, x)
+            right = jnp.argmax(logits, -1) == y
+            loss = cross_entropy(logits, y)
+            return Total((jnp.sum(right & counts), jnp.sum(jnp.where(counts, loss, 0.0))), ())
+
+        total = mesh.accumulate(some, (params, pool), -(-n // batch), layout)
+        right, loss = total.sum
+        return Metrics(right / n, loss / n)
+
+    return evaluate
+
+
+def program(
+    build: Callable[[PyTree], Round],
+    layout: mesh.Layout,
+    rounds: int,
+    evaluate: Evaluate | None = None,
+    arms_per_chunk: int | None = None,
+) -> Callable[[Arms, Clients, Clients], tuple[State, RoundInfo, Any]]:
+    """Compiles ``rounds`` rounds of all arms, and one evaluation at their end, into one program.
+
+    Args:
+      build: hyper -> round; numeric hyperparameters arrive as tracers.
+      layout: the devices; the number of arms must be a multiple of ``layout.arm_devices``.
+      rounds: rounds a call.
+      evaluate: (state, test) -> metrics after the last round; None: nothing.
+      arms_per_chunk: arms vmapped together on a device, the rest one chunk after another. None: one
+        on CPU, where an arm's weights should stay in cache; all elsewhere.
+
+    Returns:
+      (arms, train, test) -> (states [A], infos [A, rounds], metrics [A]). ``train`` and ``test``
+      are shared by all arms, except that ``arms`` brings its own index tables.
+    """
+    if arms_per_chunk is None and jax.default_backend() == "cpu":
+        arms_per_chunk = 1
+
+    def one(arm: Arms, train: Clients, test: Clients):
+        clients = train._replace(rows=arm.rows, size=arm.size)
+        algorithm = build(arm.hyper)
+        state, infos = lax.scan(
+            lambda state, _: algorithm.step(arm.key, state, clients), arm.state, length=rounds
+        )
+        return state, infos, () if evaluate is None else evaluate(state, test)
+
+    def on_device(arms: Arms, train: Clients, test: Clients):
+        here = partial(one, train=train, test=test)
+        count = arms.key.shape[0]
+        if arms_per_chunk is None or arms_per_chunk >= count > 1:
+            return jax.vmap(here)(arms)
+        if arms_per_chunk == 1 or count == 1:
+            return lax.map(here, arms)
+        return lax.map(here, arms, batch_size=arms_per_chunk)
+
+    return jax.jit(mesh.spread(on_device, layout, per_arm=(True, False, False)))
+
+
+def start(
+    build: Callable[[PyTree], Round],
+    init: Callable[[Key], Params],
+    hyper: PyTree,
+    key: Key,
+) -> State:
+    """Initial states [A] of arms with hyperparameters ``hyper`` [A] and root keys ``key`` [A].
+
+    Equal keys give equal initial weights.
+    """
+
+    def one(hyper: PyTree, key: Key) -> State:
+        return build(hyper).init(init(rng.stream(key, "init")))
+
+    return jax.jit(jax.vmap(one))(hyper, key)
+
+
+def simulate(
+    algorithm: Round,
+    model: Model,
+    train: Clients,
+    test: Clients,
+    rounds: int,
+    seed: int = 0,
+) -> tuple[State, RoundInfo, Metrics]:
+    """Runs one arm: the whole experiment in one call.
+
+    Args:
+      algorithm: from ``round.build``.
+      model: gives the initial weights and is evaluated at the end.
+      train: the clients' examples.
+      test: the pooled test examples.
+      rounds: how many.
+      seed: decides every random number.
+
+    Returns:
+      (final state, infos [rounds], final metrics).
+    """
+    hyper, key = (), jax.random.key(seed)[None]
+    layout = algorithm.layout
+    state = start(lambda _: algorithm, model.init, hyper, key)
+    arms = Arms(hyper, key, state, train.rows[None], train.size[None])
+    run = program(lambda _: algorithm, layout, rounds, evaluation(model, layout))
+    return jax.tree.map(lambda leaf: leaf[0], run(arms, train, test))

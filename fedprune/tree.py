@@ -1,0 +1,88 @@
+"""Small operations on pytrees of weights and masks."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fedprune.types import Mask, Params, PyTree
+
+
+def apply_mask(mask: Mask, values: PyTree) -> PyTree:
+    """``values`` where the mask is True, zero elsewhere; unchanged if the mask is None.
+
+    A selection and not a product, because NaN times zero is NaN.
+    """
+    if mask is None:
+        return values
+    return jax.tree.map(lambda m, v: jnp.where(m, v, jnp.zeros((), v.dtype)), mask, values)
+
+
+def count(mask: Mask, like: Params) -> jax.Array:
+    """How many weights the mask keeps, [] int32; all of ``like`` if the mask is None."""
+    if mask is None:
+        return jnp.int32(sum(v.size for v in jax.tree.leaves(like)))
+    return _sum(jnp.sum(m, dtype=jnp.int32) for m in jax.tree.leaves(mask))
+
+
+def square_sum(values: PyTree) -> jax.Array:
+    """Sum of squares over all leaves, []."""
+    return _sum(jnp.sum(jnp.square(v)) for v in jax.tree.leaves(values))
+
+
+def all_finite(values: PyTree) -> jax.Array:
+    """Whether no leaf holds a NaN or an infinity, [] bool."""
+    return reduce(
+        operator.and_, (jnp.isfinite(v).all() for v in jax.tree.leaves(values)), jnp.bool_(True)
+    )
+
+
+def where(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
+    """Leafwise ``jnp.where`` with one scalar condition."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def match_path(predicate: Callable[[str, Any], bool], params: Params) -> PyTree:
+    """``predicate("layer/kernel", leaf)`` for every leaf: a pytree of Python booleans."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: bool(predicate(path_name(path), leaf)), params
+    )
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A leaf's path as "layer/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def vary(values: PyTree, axes: frozenset[str] | set[str]) -> PyTree:
+    """Marks arrays inside ``shard_map`` as varying over mesh axes (those that are missing).
+
+    Gradients with respect to a value that does *not* vary are summed over devices, silently; so
+    everything that a client trains on is marked first. A no-op outside ``shard_map``.
+    """
+
+    def promote(x: jax.Array) -> jax.Array:
+        missing = tuple(sorted(frozenset(axes) - _varying(x)))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(promote, values)
+
+
+def match(values: PyTree) -> PyTree:
+    """Marks all leaves as varying over the union of the axes over which any of them varies."""
+    axes: frozenset[str] = frozenset().union(*map(_varying, jax.tree.leaves(values)))
+    return vary(values, axes)
+
+
+def _varying(x: jax.Array) -> frozenset[str]:
+    return jax.typeof(x).manual_axis_type.varying
+
+
+def _sum(terms) -> jax.Array:
+    return reduce(operator.add, terms)

@@ -1,0 +1,145 @@
+"""Words that every room uses: the contracts between the stages of a federated round.
+
+Stages are NamedTuples of plain functions that close over their hyperparameters, which may be JAX
+tracers. Shapes: K clients in the federation, S of them in a round's cohort, d weights in a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+Params = PyTree
+"""A model's weights: a pytree of float arrays."""
+Mask = PyTree
+"""Which weights are kept: booleans shaped like ``Params``, or None where nothing is pruned."""
+Key = jax.Array
+"""A typed JAX PRNG key."""
+
+
+class Model(NamedTuple):
+    """A network as two pure functions."""
+
+    init: Callable[[Key], Params]
+    """key -> params"""
+    apply: Callable[[Params, jax.Array], jax.Array]
+    """(params, x [b, ...]) -> logits [b, classes]"""
+
+
+class Client(NamedTuple):
+    """What one client can see: its rows of the shared example arrays."""
+
+    examples: jax.Array
+    """[N, ...] raw examples of the whole federation, uint8 for images"""
+    labels: jax.Array
+    """[N] integer classes"""
+    rows: jax.Array
+    """[n_max] int32 indices into ``examples``; only the first ``size`` are this client's"""
+    size: jax.Array
+    """[] int32, D_k, the number of its examples"""
+    shift: jax.Array
+    scale: jax.Array
+    """broadcast over an example: x = (raw - shift) * scale"""
+
+    def take(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Examples at ``positions`` [b] of this client's rows: x [b, ...] float32, y [b] int32."""
+        rows = self.rows[positions]
+        x = (self.examples[rows].astype(jnp.float32) - self.shift) * self.scale
+        return x, self.labels[rows].astype(jnp.int32)
+
+
+class Clients(NamedTuple):
+    """All K clients: flat example arrays that every client shares, and one index table."""
+
+    examples: jax.Array
+    """[N, ...]"""
+    labels: jax.Array
+    """[N]"""
+    rows: jax.Array
+    """[K, n_max] int32, padded with zeros beyond each client's size"""
+    size: jax.Array
+    """[K] int32"""
+    shift: jax.Array
+    scale: jax.Array
+
+    def client(self, k: jax.Array) -> Client:
+        """Client k."""
+        return Client(*self._replace(rows=self.rows[k], size=self.size[k]))
+
+
+class LocalInfo(NamedTuple):
+    """What local training reports of one client."""
+
+    loss: jax.Array
+    """[] mean training loss over the local steps"""
+
+
+LocalUpdate = Callable[[Key, Params, Mask, Client], tuple[Params, LocalInfo]]
+"""Trains ONE client: (key, params, mask, client) -> (delta, info). The round vmaps it.
+
+``params`` is the model that the client received and delta is trained weights minus ``params``; both
+are zero where ``mask`` is False.
+"""
+
+
+class Pruner(NamedTuple):
+    """Decides the mask of each round from the global model."""
+
+    init: Callable[[Params], PyTree]
+    """params -> state"""
+    update: Callable[[PyTree, Params, jax.Array], tuple[Mask, PyTree]]
+    """(state, params, round [] int32) -> (mask, state)"""
+    sticky: bool
+    """Server scope: the mask is applied to the global model and again after aggregation, so that
+    pruned weights stay zero. Client scope (False): clients mask the model that they received."""
+
+
+class Total(NamedTuple):
+    """What an uplink accumulates over clients; merging is addition, and maximum."""
+
+    sum: PyTree
+    """leaves that add up, identity 0"""
+    max: PyTree
+    """leaves of which the largest counts, identity -inf"""
+
+
+class Cost(NamedTuple):
+    """What one round's uplink used."""
+
+    channel_uses: jax.Array
+    """[] int32, complex symbols of the shared channel"""
+    side_information: jax.Array
+    """[] int32, real scalars sent beside the symbols, both directions"""
+    noise_variance: jax.Array
+    """[] float32, receiver noise variance per received weight of the mean update"""
+
+
+class Uplink(NamedTuple):
+    """Clients to server, as a commutative accumulation over clients."""
+
+    encode: Callable[[Params, Mask, jax.Array], Total]
+    """(delta, mask, weight []) -> one client's contribution"""
+    finish: Callable[[Key, Total, Mask], tuple[Params, Cost]]
+    """(key, total over the cohort, mask) -> (estimate of the weighted mean delta, cost)"""
+
+
+class Server(NamedTuple):
+    """Applies the received mean update to the global model."""
+
+    init: Callable[[Params], PyTree]
+    """params -> state"""
+    update: Callable[[PyTree, Params, Params], tuple[Params, PyTree]]
+    """(state, params, received update) -> (params, state)"""
+
+
+class Participation(NamedTuple):
+    """Who takes part in a round."""
+
+    size: int
+    """S, the cohort's size"""
+    select: Callable[[Key], jax.Array]
+    """key -> [S] int32 client ids, without repetition"""
