@@ -45,6 +45,19 @@ class Arms(NamedTuple):
     """[A, K]"""
 
 
+def pad(arms: Arms, count: int) -> Arms:
+    """``count`` arms: the given ones, then copies of the first that keep idle devices busy."""
+    extra = count - arms.key.shape[0]
+    if extra == 0:
+        return arms
+    return jax.tree.map(lambda v: jnp.concatenate([v, *[v[:1]] * extra]), arms)
+
+
+def head(arms: PyTree, count: int) -> PyTree:
+    """The first ``count`` arms."""
+    return jax.tree.map(lambda v: v[:count], arms)
+
+
 def evaluation(model: Model, layout: mesh.Layout, batch: int = 500) -> Evaluate:
     """Accuracy and loss on all test examples, spread over the devices of the clients axis.
 

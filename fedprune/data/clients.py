@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ class Federation(NamedTuple):
     test: Clients
 
 
-def federate(dataset: Dataset, *partitions: Partition) -> Federation:
+def federate(dataset: Dataset, partition: Partition | Sequence[Partition]) -> Federation:
     """Puts a partitioned dataset on the device.
 
     Examples stay uint8 and are stored once; x = (raw - mean) / std with the training set's mean and
@@ -27,9 +28,11 @@ def federate(dataset: Dataset, *partitions: Partition) -> Federation:
 
     Args:
       dataset: the examples.
-      *partitions: one partition; or several, one an arm, whose index tables are stacked to
+      partition: one partition; or a list of them, one an arm, whose index tables are stacked to
         [A, K, n_max] for ``run.program``.
     """
+    several = not isinstance(partition, Partition)
+    partitions: Sequence[Partition] = partition if several else [partition]
     axes = tuple(range(dataset.x_train.ndim - 1))
     mean = dataset.x_train.mean(axes, dtype=np.float64)
     std = dataset.x_train.std(axes, dtype=np.float64)
@@ -38,7 +41,7 @@ def federate(dataset: Dataset, *partitions: Partition) -> Federation:
 
     def side(x: np.ndarray, y: np.ndarray, owned: list[list[np.ndarray]]) -> Clients:
         rows, size = _tables(owned)
-        if len(partitions) == 1:
+        if not several:
             rows, size = rows[0], size[0]
         labels = jnp.asarray(y.astype(np.uint8 if dataset.classes <= 256 else np.int32))
         return Clients(

@@ -1,0 +1,299 @@
+"""Configurations: nested dataclasses whose every field knows its range, and how to say so.
+
+This module imports no JAX, so that a bad value is refused before any device is touched. What the
+fields build is in ``build``. A field marked ``traced`` is numeric and may differ between the arms of
+one compiled program; all others are part of the program's shape.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A bad configuration; one line that names the field, its value and what is allowed."""
+
+
+def spec(
+    default: Any,
+    meaning: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    traced: bool = False,
+) -> Any:
+    """A field with its meaning and range: low <= value <= high, above < value < below."""
+    limits = {"low": low, "high": high, "above": above, "below": below, "choices": choices}
+    return field(default=default, metadata={"meaning": meaning, "traced": traced, **limits})
+
+
+@dataclass
+class Data:
+    """Examples and who owns them."""
+
+    name: str = spec(
+        "fashion_mnist_10k",
+        "dataset",
+        choices=("fashion_mnist_10k", "fashion_mnist", "mnist"),
+    )
+    dir: str = spec("", "folder of prepared or raw datasets; empty: $FEDPRUNE_DATA")
+    partition: str = spec("iid", "how examples are split", choices=("iid", "dirichlet"))
+    alpha: float = spec(0.3, "concentration of the Dirichlet partition", above=0)
+    clients: int = spec(20, "clients in the federation, K", low=1, high=1_000_000)
+
+
+@dataclass
+class Model:
+    """The network."""
+
+    name: str = spec("cnn", "architecture", choices=("cnn", "mlp"))
+    filters: tuple[int, ...] = spec((8, 16), "filters of each convolution block (cnn)", low=1)
+    kernel: int = spec(3, "kernel size of the convolutions (cnn)", low=1, high=15)
+    hidden: tuple[int, ...] = spec((32,), "widths of the hidden dense layers", low=1)
+
+
+@dataclass
+class Local:
+    """Local training."""
+
+    optimizer: str = spec("momentum", "local optimizer", choices=("sgd", "momentum", "adam"))
+    lr: float = spec(0.1, "learning rate", low=0, high=1e3, traced=True)
+    momentum: float = spec(0.9, "momentum (momentum only)", low=0, below=1, traced=True)
+    steps: int = spec(5, "steps a round, or 0 to use epochs", low=0, high=1_000_000)
+    epochs: int = spec(0, "epochs a round, or 0 to use steps", low=0, high=100_000)
+    batch: int = spec(32, "examples a step", low=1, high=1_000_000)
+
+
+@dataclass
+class Cohort:
+    """Participation."""
+
+    size: int = spec(0, "clients a round, S, drawn anew every round; 0: all", low=0)
+
+
+@dataclass
+class Pruning:
+    """Masks."""
+
+    schedule: str = spec(
+        "none",
+        "sparsity against the round",
+        choices=("none", "one_shot", "iterative", "linear", "cubic"),
+    )
+    ratio: float = spec(0.9, "final share of prunable weights pruned", low=0, high=1, traced=True)
+    start: int = spec(4, "round of the first pruning step", low=0, traced=True)
+    every: int = spec(3, "rounds between pruning steps", low=1, traced=True)
+    steps: int = spec(5, "pruning steps, n", low=1, traced=True)
+    distribution: str = spec("global", "ranking of weights", choices=("global", "layer"))
+    scope: str = spec("server", "whose model is masked", choices=("server", "client"))
+
+
+@dataclass
+class Uplink:
+    """How updates reach the server."""
+
+    link: str = spec("over_the_air", "kind of uplink", choices=("ideal", "over_the_air"))
+    snr_db: float = spec(
+        10.0, "P / no in dB, no per complex symbol", low=-100, high=200, traced=True
+    )
+    normalisation: str = spec(
+        "receiver",
+        "power control, which decides what the SNR refers to",
+        choices=("none", "common", "device", "receiver"),
+    )
+    packing: str = spec("complex", "weights per symbol: two or one", choices=("complex", "real"))
+
+
+@dataclass
+class Server:
+    """The step of the global model."""
+
+    lr: float = spec(1.0, "server learning rate; 1 is averaging", low=0, high=1e3, traced=True)
+
+
+@dataclass
+class Mesh:
+    """Devices."""
+
+    devices: int = spec(0, "devices to use; 0: all (on CPU, one per core up to 8)", low=0, high=4096)
+    arms: int = spec(0, "devices that share out the arms; 0: all if there are enough arms", low=0)
+    reduction: str = spec("fast", "sum over devices", choices=("fast", "strict"))
+    lanes: int = spec(8, "lanes of the strict reduction", low=1, high=4096)
+    clients_per_chunk: int = spec(1, "clients vmapped together", low=1)
+    arms_per_chunk: int = spec(0, "arms vmapped together; 0: one on CPU, all elsewhere", low=0)
+
+
+@dataclass
+class Run:
+    """Length and repetition."""
+
+    rounds: int = spec(24, "rounds", low=1, high=10_000_000)
+    every: int = spec(1, "rounds between evaluations", low=1)
+    save_every: int = spec(4, "evaluations between checkpoints", low=1)
+    seeds: int = spec(3, "repetitions with seeds 0, 1, ...", low=1, high=10_000)
+
+
+@dataclass
+class Config:
+    """A whole experiment. ``experiment`` names the module that runs it."""
+
+    experiment: str = ""
+    variant: str = ""
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    local: Local = field(default_factory=Local)
+    cohort: Cohort = field(default_factory=Cohort)
+    pruning: Pruning = field(default_factory=Pruning)
+    uplink: Uplink = field(default_factory=Uplink)
+    server: Server = field(default_factory=Server)
+    mesh: Mesh = field(default_factory=Mesh)
+    run: Run = field(default_factory=Run)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of a figure: a name, and where it differs from the configuration."""
+
+    name: str
+    overrides: Mapping[str, Any]
+
+
+# Reading and changing -------------------------------------------------------------------------------
+
+
+def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
+    """Every leaf field as (dotted path, field, value)."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields(value, f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name, f, value
+
+
+def override(config: Any, values: Mapping[str, Any]) -> Any:
+    """A copy with some fields changed, by dotted path; values may be tracers.
+
+    Raises:
+      ConfigError: an unknown path.
+    """
+    known = {path for path, _, _ in fields(config)}
+    config = copy.deepcopy(config)
+    for path, value in values.items():
+        if path not in known:
+            raise ConfigError(f"{path}: there is no such field")
+        *parents, name = path.split(".")
+        owner = config
+        for parent in parents:
+            owner = getattr(owner, parent)
+        setattr(owner, name, value)
+    return config
+
+
+def traced_paths(config: Any) -> set[str]:
+    """Paths of the fields that may differ between the arms of one program."""
+    return {path for path, f, _ in fields(config) if f.metadata.get("traced")}
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The configuration as plain nested values."""
+    return dataclasses.asdict(config)
+
+
+# Validation -----------------------------------------------------------------------------------------
+
+
+def describe(f: dataclasses.Field) -> str:
+    """What a field allows, in words."""
+    m = f.metadata
+    if m.get("choices"):
+        return "one of " + ", ".join(m["choices"])
+    words = {
+        "low": "at least {}",
+        "high": "at most {}",
+        "above": "above {}",
+        "below": "below {}",
+    }
+    bounds = [text.format(m[name]) for name, text in words.items() if m.get(name) is not None]
+    kind = str(f.type).replace("tuple[int, ...]", "integers").replace("tuple[float, ...]", "numbers")
+    return " and ".join([{"int": "an integer", "float": "a number"}.get(kind, kind), *bounds])
+
+
+def validate(config: Config) -> None:
+    """Checks every field by itself, then the fields together.
+
+    Raises:
+      ConfigError: the first fault.
+    """
+    for path, f, value in fields(config):
+        for one in value if isinstance(value, tuple) else (value,):
+            if not (_right_type(f, one) and _in_range(f, one)):
+                raise ConfigError(f"{path}={value!r}: must be {describe(f)}")
+    _validate_together(config)
+
+
+def _right_type(f: dataclasses.Field, value: Any) -> bool:
+    kind = str(f.type)
+    if "float" in kind:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if "int" in kind:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, bool if kind == "bool" else str)
+
+
+def _in_range(f: dataclasses.Field, value: Any) -> bool:
+    m = f.metadata
+    return (
+        (m.get("choices") is None or value in m["choices"])
+        and (m.get("low") is None or value >= m["low"])
+        and (m.get("high") is None or value <= m["high"])
+        and (m.get("above") is None or value > m["above"])
+        and (m.get("below") is None or value < m["below"])
+    )
+
+
+def _validate_together(c: Config) -> None:
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise ConfigError(message)
+
+    require(
+        c.cohort.size <= c.data.clients,
+        f"cohort.size={c.cohort.size}: must be at most data.clients={c.data.clients}",
+    )
+    require(
+        (c.local.steps > 0) != (c.local.epochs > 0),
+        f"local.steps={c.local.steps}: exactly one of local.steps and"
+        f" local.epochs={c.local.epochs} must be above 0",
+    )
+    p = c.pruning
+    if p.schedule != "none" and p.ratio > 0:
+        last = p.start if p.schedule == "one_shot" else p.start + p.every * (p.steps - 1)
+        require(
+            last < c.run.rounds,
+            f"pruning.start={p.start}: the last pruning step falls in round {last}, but must come"
+            f" before run.rounds={c.run.rounds}",
+        )
+    if c.model.name == "cnn":
+        require(
+            len(c.model.filters) <= 4,
+            f"model.filters={c.model.filters!r}: at most 4 blocks, each halves the 28 pixels",
+        )
+    m = c.mesh
+    require(
+        m.devices == 0 or m.arms == 0 or m.devices % m.arms == 0,
+        f"mesh.arms={m.arms}: must divide mesh.devices={m.devices}",
+    )
+    if m.reduction == "strict" and m.devices and m.arms:
+        across = m.devices // m.arms
+        require(
+            m.lanes % across == 0,
+            f"mesh.lanes={m.lanes}: must be a multiple of the {across} devices that share a cohort",
+        )

@@ -1,0 +1,122 @@
+"""From a configuration and its arms to rows of results: what every experiment file calls.
+
+Arms that differ only in traced fields share one compiled program; the others get programs of their
+own. Every arm runs with seeds 0, 1, ...; a seed decides the partition of the data, the initial
+weights, batches, cohorts and noise, so arms of equal seed are paired.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedprune import build, data, loop, run
+from fedprune import config as cfg
+from fedprune.writer import Row, RunDirectory
+
+log = logging.getLogger(__name__)
+
+
+class Plan(NamedTuple):
+    """An experiment that has been checked and is ready to run."""
+
+    config: cfg.Config
+    dataset: data.Dataset
+    programs: list[loop.Program]
+
+
+def plan(config: cfg.Config, arms: Sequence[cfg.Arm]) -> Plan:
+    """Checks the configuration with every arm, loads the data and lays out the programs.
+
+    Touches no file of the run.
+
+    Raises:
+      ConfigError: a value, or an arm's value, that is not allowed.
+      DataError: a dataset that is missing or damaged.
+    """
+    cfg.validate(config)
+    if len({arm.name for arm in arms}) < len(arms):
+        raise cfg.ConfigError(f"arms: names repeat: {[arm.name for arm in arms]}")
+    for arm in arms:
+        try:
+            cfg.validate(cfg.override(config, arm.overrides))
+        except cfg.ConfigError as e:
+            raise cfg.ConfigError(f"{e} (arm {arm.name})") from e
+    dataset = data.load(config.data.name, config.data.dir or None)
+    groups: dict[tuple, list[cfg.Arm]] = {}
+    traced = cfg.traced_paths(config)
+    for arm in arms:
+        static = tuple(sorted((k, v) for k, v in arm.overrides.items() if k not in traced))
+        groups.setdefault(static, []).append(arm)
+    programs = [
+        _program(f"program{i}", cfg.override(config, dict(static)), group, dataset)
+        for i, (static, group) in enumerate(groups.items())
+    ]
+    return Plan(config, dataset, programs)
+
+
+def execute(plan: Plan, directory: RunDirectory) -> list[Row]:
+    """Runs a plan to its end in a run directory, resuming what is there; returns all its rows."""
+    rounds = plan.config.run
+    return loop.train(
+        plan.programs, directory.path, rounds.rounds, rounds.every, rounds.save_every
+    )
+
+
+def _program(
+    name: str, config: cfg.Config, arms: Sequence[cfg.Arm], dataset: data.Dataset
+) -> loop.Program:
+    labels = [loop.Label(arm.name, seed) for arm in arms for seed in range(config.run.seeds)]
+    network = build.model(config, dataset)
+    layout = build.layout(config.mesh, len(labels))
+    hyper = _hyper(config, arms)
+
+    def algorithm(values: dict[str, jax.Array]):
+        return build.algorithm(cfg.override(config, values), network, layout)
+
+    @functools.cache
+    def federation() -> data.Federation:
+        split = build.PARTITIONERS[config.data.partition](config.data)
+        by_seed = [split(dataset.y_train, dataset.y_test, s) for s in range(config.run.seeds)]
+        return data.federate(dataset, [by_seed[label.seed] for label in labels])
+
+    def start() -> run.Arms:
+        train = federation().train
+        key = jnp.stack([jax.random.key(label.seed) for label in labels])
+        state = run.start(algorithm, network.init, hyper, key)
+        return run.Arms(hyper, key, state, train.rows, train.size)
+
+    def segment(rounds: int):
+        per_chunk = config.mesh.arms_per_chunk or None
+        evaluate = run.evaluation(network, layout)
+        compiled = run.program(algorithm, layout, rounds, evaluate, per_chunk)
+        train, test = jax.device_put(federation(), layout.replicated())
+        return lambda arms: compiled(arms, train, test)
+
+    padded = -(-len(labels) // layout.arm_devices) * layout.arm_devices
+    log.info(
+        "%s: %d arms x seeds, %d rounds, %d x %d devices (arms x clients)",
+        *(name, len(labels), config.run.rounds, layout.arm_devices, layout.client_devices),
+    )
+    return loop.Program(name, labels, start, segment, padded)
+
+
+def _hyper(config: cfg.Config, arms: Sequence[cfg.Arm]) -> dict[str, jax.Array]:
+    """The traced fields in which the arms differ, each [A] for arms times seeds."""
+    traced = cfg.traced_paths(config)
+    types = {path: f.type for path, f, _ in cfg.fields(config)}
+    differing = sorted({path for arm in arms for path in arm.overrides if path in traced})
+    defaults = {path: value for path, _, value in cfg.fields(config)}
+    columns = {
+        path: [arm.overrides.get(path, defaults[path]) for arm in arms for _ in range(config.run.seeds)]
+        for path in differing
+    }
+    return {
+        path: jnp.asarray(column, jnp.float32 if types[path] == "float" else jnp.int32)
+        for path, column in columns.items()
+    }

@@ -1,0 +1,159 @@
+"""From rows to tables, verdicts and figures: means and intervals over seeds, paired by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy import stats
+
+from fedprune.writer import Row
+
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """A mean over seeds and half the width of its 95 % Student interval (nan for one seed)."""
+
+    mean: float
+    half: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.half:.1f}"
+
+
+class Verdict(NamedTuple):
+    """A claim of a paper beside what was found."""
+
+    id: str
+    paper: str
+    """where the paper says it"""
+    text: str
+    """the claim and the rule by which it is judged, written before any result was seen"""
+    held: bool | None
+    """None: the interval leaves it open"""
+    value: str
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Mean and 95 % interval of independent values (one per seed)."""
+    values = np.asarray(values, float)
+    n = len(values)
+    if n < 2:
+        return Interval(float(values.mean()), float("nan"))
+    t = stats.t.ppf(0.5 + LEVEL / 2, n - 1)
+    return Interval(float(values.mean()), float(t * values.std(ddof=1) / np.sqrt(n)))
+
+
+def curves(rows: Sequence[Row], arm: str, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """An arm's (rounds [n], values [seeds, n]) wherever the column was recorded."""
+    points: dict[int, dict[int, float]] = {}
+    for row in rows:
+        if row["arm"] == arm and row.get(column) is not None:
+            points.setdefault(row["round"], {})[row["seed"]] = row[column]
+    rounds = sorted(points)
+    seeds = sorted(points[rounds[-1]]) if rounds else []
+    values = [[points[r].get(seed, np.nan) for r in rounds] for seed in seeds]
+    return np.array(rounds), np.array(values)
+
+
+def final(rows: Sequence[Row], arm: str, column: str) -> np.ndarray:
+    """An arm's last recorded value of a column for every seed, [seeds]."""
+    return curves(rows, arm, column)[1][:, -1]
+
+
+def judge(difference: Sequence[float], above: float) -> tuple[bool | None, Interval]:
+    """Is the mean of paired differences above a threshold? None where the interval contains it."""
+    found = interval(difference)
+    if found.mean - found.half > above:
+        return True, found
+    if found.mean + found.half < above:
+        return False, found
+    return None, found
+
+
+def arm_summary(rows: Sequence[Row], arm: str) -> dict[str, Any]:
+    """What ``summary.json`` says of an arm."""
+    accuracy = interval(final(rows, arm, "test_accuracy"))
+    mine = [row for row in rows if row["arm"] == arm]
+    seeds = len({row["seed"] for row in mine})
+    last = max(row["round"] for row in mine)
+    return {
+        "name": arm,
+        "seeds": seeds,
+        "rounds": last,
+        "accuracy_mean": accuracy.mean,
+        "accuracy_ci95": accuracy.half,
+        "loss_mean": interval(final(rows, arm, "test_loss")).mean,
+        "kept_weights": interval(final(rows, arm, "kept")).mean,
+        "channel_uses": sum(row["channel_uses"] for row in mine) / seeds,
+        "side_information": sum(row["side_information"] for row in mine) / seeds,
+        "excluded_updates": sum(row["excluded"] for row in mine),
+    }
+
+
+def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, aligned so that it reads as plain text too."""
+    lines = [[str(cell) for cell in line] for line in (header, *body)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    ]
+    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
+    return "\n".join([text[0], rule, *text[1:]])
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> str:
+    words = {True: "held", False: "did not hold", None: "open"}
+    return table(
+        ["claim", "verdict", "found", "paper"],
+        [[v.text, words[v.held], v.value, v.paper] for v in verdicts],
+    )
+
+
+def accuracy_figure(
+    path: Path,
+    rows: Sequence[Row],
+    arms: Mapping[str, str],
+    title: str,
+    ylim: tuple[float, float],
+) -> None:
+    """Test accuracy against the round: a line an arm, a band for its 95 % interval over seeds.
+
+    Args:
+      path: without suffix; a PNG and an SVG are written.
+      rows: of the run.
+      arms: arm name -> legend; the first is drawn dashed and black, as the reference.
+      title: above the axes.
+      ylim: of the accuracy in percent; the same for figures to be compared.
+    """
+    style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    # Numbers for ids and no date, so that equal runs write equal files.
+    with plt.rc_context({**style, "svg.hashsalt": "fedprune"}):
+        figure, axes = plt.subplots(figsize=(4.2, 3.1), layout="constrained")
+        colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, max(1, len(arms) - 1)))
+        for i, (arm, label) in enumerate(arms.items()):
+            rounds, values = curves(rows, arm, "test_accuracy")
+            bands = [interval(100 * column) for column in values.T]
+            mean = np.array([b.mean for b in bands])
+            half = np.array([b.half for b in bands])
+            colour = "black" if i == 0 else colours[i - 1]
+            axes.plot(
+                rounds, mean, color=colour, label=label, lw=1.5, ls="--" if i == 0 else "-"
+            )
+            axes.fill_between(rounds, mean - half, mean + half, color=colour, alpha=0.15, lw=0)
+        axes.set(xlabel="round", ylabel="test accuracy (%)", title=title, ylim=ylim)
+        axes.set_xlim(rounds[0], rounds[-1])
+        axes.grid(alpha=0.25, lw=0.6)
+        axes.legend(frameon=False, loc="lower right", fontsize=8)
+        for suffix in ("png", "svg"):
+            metadata = {"Date": None} if suffix == "svg" else {}
+            figure.savefig(path.with_suffix(f".{suffix}"), dpi=200, metadata=metadata)
+        plt.close(figure)

@@ -1,0 +1,128 @@
+"""Runs an experiment.
+
+    python -m launch.main --config=experiments/ota_pruning.py:fast --workdir=DIR [--config.a.b=value]
+
+Running the same command again resumes what was interrupted. A bad value is refused in one line, with
+exit status 2, before anything is written.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from fedprune import config as cfg
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="experiment file and variant: experiments/NAME.py:VARIANT"
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "run directory: metrics, checkpoints, figures")
+
+
+class UsageError(Exception):
+    """A command line that cannot be used; the message is one line."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit status: 0, 2 for bad usage, 1 for data or directories that cannot be used."""
+    try:
+        config = parse(argv)
+        cfg.validate(config)
+    except (UsageError, cfg.ConfigError) as e:
+        return _refuse(e, 2)
+    _set_devices(config.mesh.devices)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("absl", "jax", "orbax", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+    from fedprune import data, experiment, writer
+
+    try:
+        module = importlib.import_module(config.experiment)
+        plan = experiment.plan(config, module.arms(config))
+        with writer.RunDirectory(WORKDIR.value, cfg.to_json(config)) as directory:
+            rows = experiment.execute(plan, directory)
+            print(module.report(config, rows, directory.path))
+            print(f"Results in {directory.path}: report.md, summary.json, figures/, metrics.jsonl")
+    except (cfg.ConfigError, ValueError) as e:
+        return _refuse(e, 2)
+    except (data.DataError, writer.RunDirectoryError) as e:
+        return _refuse(e, 1)
+    return 0
+
+
+def parse(argv: Sequence[str]) -> cfg.Config:
+    """The configuration that a command line asks for.
+
+    Raises:
+      UsageError: anything wrong with the command line.
+    """
+    try:
+        rest = flags.FLAGS(list(argv))
+        config = CONFIG.value
+    except SystemExit:  # --help
+        raise
+    except Exception as e:  # absl and ml_collections raise many kinds
+        raise UsageError(_explain(e, argv)) from e
+    if rest[1:]:
+        raise UsageError(f"{rest[1]}: flags only, as --name=value")
+    if config is None:
+        raise UsageError("--config is missing: give --config=experiments/NAME.py:VARIANT")
+    if not isinstance(config, cfg.Config):
+        raise UsageError(f"--config: the file's get_config gives no fedprune Config but {config!r}")
+    if not WORKDIR.value:
+        raise UsageError("--workdir is missing: give --workdir=DIR")
+    return config
+
+
+def _explain(error: Exception, argv: Sequence[str]) -> str:
+    """One line for what absl or ml_collections raised."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, cfg.ConfigError):
+            return str(chain)
+        chain = chain.__cause__ or chain.__context__
+    given = [a for a in argv if a.startswith("--config=")]
+    text = str(error)
+    if "Error loading config file" in text or isinstance(error, OSError):
+        return f"{given[0] if given else '--config'}: there is no such experiment file"
+    field = re.search(r"--config\.([\w.]+)=(\S*?):? ", text + " ")
+    if field:
+        return f"{field[1]}={field[2]!r}: {_allowed(field[1])}"
+    missing = re.search(r"Field (\w+) not found", text)
+    if missing:
+        flag = next((a for a in argv if missing[1] in a and a.startswith("--config.")), missing[1])
+        return f"{flag}: there is no such field"
+    if not given and any(a.startswith("--config.") for a in argv):
+        return "--config is missing: give --config=experiments/NAME.py:VARIANT"
+    return " ".join(text.split()) or repr(error)
+
+
+def _allowed(path: str) -> str:
+    for known, field, _ in cfg.fields(cfg.Config()):
+        if known == path:
+            return f"must be {cfg.describe(field)}"
+    return "cannot be read"
+
+
+def _set_devices(devices: int) -> None:
+    """Virtual CPU devices have to be asked for before JAX starts; accelerators ignore this."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", devices or min(8, len(os.sched_getaffinity(0))))
+
+
+def _refuse(error: Exception, status: int) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
