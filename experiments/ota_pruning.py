@@ -3,8 +3,8 @@
     python -m launch.main --config=experiments/ota_pruning.py:fast --workdir=runs/ota_pruning_fast
 
 Variant ``fast`` (about 3 minutes on 2 cores): the embedded 10,000 Fashion-MNIST images, a CNN of
-26,698 weights (8 and 16 filters of 3×3, 32 hidden units), 20 clients × 5 steps × batch 32, 24 rounds,
-10 dB, over-the-air with the SNR referred to the receiver. P0 names no optimizer, so ours is stated:
+26,698 weights (8 and 16 filters of 3×3, 32 hidden units), 20 clients × 5 steps × batch 32, 24
+rounds, 10 dB, over-the-air with the SNR referred to the receiver. P0 names no optimizer, so ours is stated:
 SGD with momentum 0.9 at learning rate 0.1, with which the unpruned network passes 80 %.
 
 What is compared, fixed before any result was seen:
@@ -19,8 +19,8 @@ What is compared, fixed before any result was seen:
   first step.
 * Masks are global magnitude masks of the server, on kernels (not on the 66 biases).
 * A claim "held" if the 95 % Student interval of the paired differences over seeds lies above its
-  threshold, "did not hold" if it lies below, and is "open" otherwise. "About" and "at least" allow 1
-  point. With 3 seeds the intervals are wide: expect small effects to stay open.
+  threshold, "did not hold" if it lies below, and is "open" otherwise. "About" and "at least" allow
+  1 point. With 3 seeds the intervals are wide: expect small effects to stay open.
 
 P0 itself uses ResNet18 on CIFAR-10, 100 clients and 1000 rounds; its accuracies are printed beside
 ours, but only the claims about differences can carry over.
@@ -28,7 +28,7 @@ ours, but only the claims about differences can carry over.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +66,9 @@ class OtaPruning(Config):
     """The common fields, and what is compared."""
 
     ratios: tuple[float, ...] = spec((0.3, 0.5, 0.7, 0.9), "pruning ratios", above=0, below=1)
-    oneshot: str = spec("last", "iterative step at which one-shot prunes", choices=("first", "last"))
+    oneshot: str = spec(
+        "last", "iterative step at which one-shot prunes", choices=("first", "last")
+    )
 
 
 def get_config(variant: str = "fast") -> OtaPruning:
@@ -80,9 +82,10 @@ def get_config(variant: str = "fast") -> OtaPruning:
 
 def arms(config: OtaPruning) -> list[Arm]:
     """Two programs (full, half participation), each of one unpruned arm and two per ratio."""
-    p = config.pruning
-    at = p.start if config.oneshot == "first" else p.start + p.every * (p.steps - 1)
-    schedules = {"one-shot": {"pruning.start": at, "pruning.steps": 1}, "iterative": {}}
+    schedules = {
+        "one-shot": {"pruning.start": _pruned_at(config, "one-shot")[0], "pruning.steps": 1},
+        "iterative": {},
+    }
     return [
         Arm(name(who, how, ratio), {**cohort, "pruning.ratio": ratio, **schedules.get(how, {})})
         for who, cohort in (
@@ -96,6 +99,13 @@ def arms(config: OtaPruning) -> list[Arm]:
 def name(who: str, how: str, ratio: float) -> str:
     """An arm's name, for example "full/iterative-90"."""
     return f"{who}/{how}" + (f"-{100 * ratio:g}" if how != "unpruned" else "")
+
+
+def _pruned_at(config: OtaPruning, how: str) -> list[int]:
+    """Rounds at whose start a method prunes."""
+    p = config.pruning
+    iterative = [p.start + p.every * i for i in range(p.steps)]
+    return iterative if how == "iterative" else [iterative[0 if config.oneshot == "first" else -1]]
 
 
 def _conditions(config: OtaPruning) -> list[tuple[str, float]]:
@@ -119,14 +129,14 @@ def report(config: OtaPruning, rows: Sequence[Row], folder: Path) -> str:
     )
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
-    ends = [rp.final(rows, arm.name, "test_accuracy").max() for arm in arms(config)]
-    ylim = (0.0, min(100.0, 10 * np.ceil(10 * max(ends) + 0.5)))
+    ylim = rp.accuracy_limits(rows, [arm.name for arm in arms(config)])
     for who, participation in PARTICIPATION.items():
         for how, method in METHODS.items():
             shown = {name(who, "unpruned", 0.0): "unpruned"}
             shown |= {name(who, how, r): f"{100 * r:g} % pruned" for r in config.ratios}
             title = f"{method}, {participation}"
-            rp.accuracy_figure(figures / f"{how}_{who}", rows, shown, title, ylim)
+            steps = _pruned_at(config, how)
+            rp.accuracy_figure(figures / f"{how}_{who}", rows, shown, title, ylim, steps)
     text = (
         f"Final test accuracy in percent, mean ± 95 % interval over {config.run.seeds} seeds\n\n"
         f"{accuracy}\n\nClaims of P0\n\n{rp.verdict_table(verdicts)}\n"
@@ -163,7 +173,7 @@ def claims(config: OtaPruning, rows: Sequence[Row]) -> list[rp.Verdict]:
         return points(who, "iterative", ratio) - points(who, "one-shot", ratio)
 
     dense = {who: points(who, "unpruned") for who in PARTICIPATION}
-    rules: list[tuple[str, str, str, tuple[float, ...], float, object]] = [
+    rules: list[tuple[str, str, str, tuple[float, ...], float, Callable[[], np.ndarray]]] = [
         (
             "oneshot-90-loses", "IV-A.1: 90 → 59",
             "full: one-shot at 90 % loses more than 5 points against unpruned",

@@ -61,9 +61,7 @@ def pruner(p: cfg.Pruning) -> Pruner | None:
     """None where nothing is pruned."""
     if p.schedule == "none":
         return None
-    return prune.scheduled(
-        SCHEDULES[p.schedule](p), distribution=p.distribution, scope=p.scope
-    )
+    return prune.scheduled(SCHEDULES[p.schedule](p), distribution=p.distribution, scope=p.scope)
 
 
 def algorithm(config: cfg.Config, network: Model, layout: mesh.Layout) -> rounds.Round:

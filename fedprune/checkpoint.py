@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -47,5 +48,5 @@ def _host(leaf: jax.Array) -> np.ndarray:
 
 def _as(saved: np.ndarray, like: jax.Array) -> jax.Array | np.ndarray:
     if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(saved)
+        return jax.random.wrap_key_data(jnp.asarray(saved))
     return saved

@@ -1,8 +1,8 @@
 """Configurations: nested dataclasses whose every field knows its range, and how to say so.
 
 This module imports no JAX, so that a bad value is refused before any device is touched. What the
-fields build is in ``build``. A field marked ``traced`` is numeric and may differ between the arms of
-one compiled program; all others are part of the program's shape.
+fields build is in ``build``. A field marked ``traced`` is numeric and may differ between the arms
+of one compiled program; all others are part of the program's shape.
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ class Server:
 class Mesh:
     """Devices."""
 
-    devices: int = spec(0, "devices to use; 0: all (on CPU, one per core up to 8)", low=0, high=4096)
+    devices: int = spec(
+        0, "devices to use; 0: all (on CPU, one per core up to 8)", low=0, high=4096
+    )
     arms: int = spec(0, "devices that share out the arms; 0: all if there are enough arms", low=0)
     reduction: str = spec("fast", "sum over devices", choices=("fast", "strict"))
     lanes: int = spec(8, "lanes of the strict reduction", low=1, high=4096)
@@ -165,7 +167,7 @@ class Arm:
     overrides: Mapping[str, Any]
 
 
-# Reading and changing -------------------------------------------------------------------------------
+# Reading and changing -----
 
 
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
@@ -207,7 +209,7 @@ def to_json(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-# Validation -----------------------------------------------------------------------------------------
+# Validation -----
 
 
 def describe(f: dataclasses.Field) -> str:
@@ -222,7 +224,9 @@ def describe(f: dataclasses.Field) -> str:
         "below": "below {}",
     }
     bounds = [text.format(m[name]) for name, text in words.items() if m.get(name) is not None]
-    kind = str(f.type).replace("tuple[int, ...]", "integers").replace("tuple[float, ...]", "numbers")
+    kind = (
+        str(f.type).replace("tuple[int, ...]", "integers").replace("tuple[float, ...]", "numbers")
+    )
     return " and ".join([{"int": "an integer", "float": "a number"}.get(kind, kind), *bounds])
 
 

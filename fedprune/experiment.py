@@ -63,9 +63,7 @@ def plan(config: cfg.Config, arms: Sequence[cfg.Arm]) -> Plan:
 def execute(plan: Plan, directory: RunDirectory) -> list[Row]:
     """Runs a plan to its end in a run directory, resuming what is there; returns all its rows."""
     rounds = plan.config.run
-    return loop.train(
-        plan.programs, directory.path, rounds.rounds, rounds.every, rounds.save_every
-    )
+    return loop.train(plan.programs, directory.path, rounds.rounds, rounds.every, rounds.save_every)
 
 
 def _program(
@@ -113,7 +111,9 @@ def _hyper(config: cfg.Config, arms: Sequence[cfg.Arm]) -> dict[str, jax.Array]:
     differing = sorted({path for arm in arms for path in arm.overrides if path in traced})
     defaults = {path: value for path, _, value in cfg.fields(config)}
     columns = {
-        path: [arm.overrides.get(path, defaults[path]) for arm in arms for _ in range(config.run.seeds)]
+        path: [
+            arm.overrides.get(path, defaults[path]) for arm in arms for _ in range(config.run.seeds)
+        ]
         for path in differing
     }
     return {

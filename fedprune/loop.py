@@ -93,8 +93,8 @@ def _train(
     if done:
         log.info("%s: resuming after round %d", program.name, done)
     if done == rounds:
-        return checkpoints.close()
-
+        checkpoints.close()
+        return
     arms = program.start()
     if done:
         saved = checkpoints.restore(done, {"state": arms.state, "key": arms.key})

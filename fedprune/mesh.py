@@ -120,7 +120,7 @@ def accumulate(
     size: int,
     layout: Layout,
 ) -> Total:
-    """Total of ``contribution(shared, position)`` over positions 0..size-1, the same on all devices.
+    """Total of ``contribution(shared, position)`` over positions 0..size-1, on all devices.
 
     Must run inside ``spread``. Memory does not grow with ``size``.
 

@@ -11,11 +11,18 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from fedprune.writer import Row
 
 LEVEL = 0.95
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "fedprune",  # with no date, equal runs write equal files
+}
 
 
 class Interval(NamedTuple):
@@ -41,14 +48,14 @@ class Verdict(NamedTuple):
     value: str
 
 
-def interval(values: Sequence[float]) -> Interval:
+def interval(values: Sequence[float] | np.ndarray) -> Interval:
     """Mean and 95 % interval of independent values (one per seed)."""
-    values = np.asarray(values, float)
-    n = len(values)
+    found = np.asarray(values, float)
+    n = len(found)
     if n < 2:
-        return Interval(float(values.mean()), float("nan"))
+        return Interval(float(found.mean()), float("nan"))
     t = stats.t.ppf(0.5 + LEVEL / 2, n - 1)
-    return Interval(float(values.mean()), float(t * values.std(ddof=1) / np.sqrt(n)))
+    return Interval(float(found.mean()), float(t * found.std(ddof=1) / np.sqrt(n)))
 
 
 def curves(rows: Sequence[Row], arm: str, column: str) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +75,7 @@ def final(rows: Sequence[Row], arm: str, column: str) -> np.ndarray:
     return curves(rows, arm, column)[1][:, -1]
 
 
-def judge(difference: Sequence[float], above: float) -> tuple[bool | None, Interval]:
+def judge(difference: Sequence[float] | np.ndarray, above: float) -> tuple[bool | None, Interval]:
     """Is the mean of paired differences above a threshold? None where the interval contains it."""
     found = interval(difference)
     if found.mean - found.half > above:
@@ -124,8 +131,12 @@ def accuracy_figure(
     arms: Mapping[str, str],
     title: str,
     ylim: tuple[float, float],
+    marks: Sequence[float] = (),
 ) -> None:
     """Test accuracy against the round: a line an arm, a band for its 95 % interval over seeds.
+
+    An arm is drawn from the round at which it parts from the first one, so that arms which are
+    still the same do not cover each other.
 
     Args:
       path: without suffix; a PNG and an SVG are written.
@@ -133,27 +144,37 @@ def accuracy_figure(
       arms: arm name -> legend; the first is drawn dashed and black, as the reference.
       title: above the axes.
       ylim: of the accuracy in percent; the same for figures to be compared.
+      marks: rounds to mark on the axis, for example those of pruning.
     """
-    style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    # Numbers for ids and no date, so that equal runs write equal files.
-    with plt.rc_context({**style, "svg.hashsalt": "fedprune"}):
-        figure, axes = plt.subplots(figsize=(4.2, 3.1), layout="constrained")
-        colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, max(1, len(arms) - 1)))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(4.2, 3.5), layout="constrained")
+        colours = ["black", *plt.get_cmap("viridis")(np.linspace(0.05, 0.85, len(arms) - 1))]
+        reference = curves(rows, next(iter(arms)), "test_accuracy")[1]
         for i, (arm, label) in enumerate(arms.items()):
             rounds, values = curves(rows, arm, "test_accuracy")
-            bands = [interval(100 * column) for column in values.T]
-            mean = np.array([b.mean for b in bands])
-            half = np.array([b.half for b in bands])
-            colour = "black" if i == 0 else colours[i - 1]
-            axes.plot(
-                rounds, mean, color=colour, label=label, lw=1.5, ls="--" if i == 0 else "-"
-            )
-            axes.fill_between(rounds, mean - half, mean + half, color=colour, alpha=0.15, lw=0)
+            parted = np.flatnonzero((values != reference).any(0))
+            first = 0 if i == 0 else max(0, (parted[0] if len(parted) else len(rounds)) - 1)
+            bands = [interval(100 * column) for column in values.T[first:]]
+            mean, half = np.array(bands).T
+            drawn = rounds[first:]
+            line: Any = {"color": colours[i], "label": label, "lw": 1.5, "ls": "-" if i else "--"}
+            axes.plot(drawn, mean, **line, zorder=3 if i else 4)
+            axes.fill_between(drawn, mean - half, mean + half, color=colours[i], alpha=0.10, lw=0)
         axes.set(xlabel="round", ylabel="test accuracy (%)", title=title, ylim=ylim)
         axes.set_xlim(rounds[0], rounds[-1])
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.grid(alpha=0.25, lw=0.6)
-        axes.legend(frameon=False, loc="lower right", fontsize=8)
+        axes.plot(marks, [0.015] * len(marks), "^", color="0.35", ms=5, clip_on=False,
+                  transform=axes.get_xaxis_transform(), label="pruning step")  # fmt: skip
+        figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=8)
         for suffix in ("png", "svg"):
-            metadata = {"Date": None} if suffix == "svg" else {}
+            metadata: Any = {"Date": None} if suffix == "svg" else {}
             figure.savefig(path.with_suffix(f".{suffix}"), dpi=200, metadata=metadata)
         plt.close(figure)
+
+
+def accuracy_limits(rows: Sequence[Row], arms: Sequence[str]) -> tuple[float, float]:
+    """Limits in percent, at tens, that show all means after the first sixth of the rounds."""
+    means = [100 * curves(rows, arm, "test_accuracy")[1].mean(0) for arm in arms]
+    late = np.concatenate([mean[len(mean) // 6 :] for mean in means])
+    return 10 * np.floor(late.min() / 10), 10 * np.floor(late.max() / 10) + 10

@@ -1,4 +1,4 @@
-"""A run directory: who owns it, its configuration, and its metrics as JSON lines and TensorBoard."""
+"""A run directory: its owner, its configuration, its metrics as JSON lines and TensorBoard."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Runs an experiment.
 
-    python -m launch.main --config=experiments/ota_pruning.py:fast --workdir=DIR [--config.a.b=value]
+    python -m launch.main --config=experiments/ota_pruning.py:fast --workdir=DIR
 
-Running the same command again resumes what was interrupted. A bad value is refused in one line, with
-exit status 2, before anything is written.
+Any field can be set, as ``--config.uplink.snr_db=5``.
+Running the same command again resumes what was interrupted. A bad value is refused in one line,
+with exit status 2, before anything is written.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class UsageError(Exception):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns the exit status: 0, 2 for bad usage, 1 for data or directories that cannot be used."""
+    """Returns the exit status: 0; 2 for bad usage; 1 for unusable data or directories."""
     try:
-        config = parse(argv)
+        config, workdir = parse(argv)
         cfg.validate(config)
     except (UsageError, cfg.ConfigError) as e:
         return _refuse(e, 2)
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         module = importlib.import_module(config.experiment)
         plan = experiment.plan(config, module.arms(config))
-        with writer.RunDirectory(WORKDIR.value, cfg.to_json(config)) as directory:
+        with writer.RunDirectory(workdir, cfg.to_json(config)) as directory:
             rows = experiment.execute(plan, directory)
             print(module.report(config, rows, directory.path))
             print(f"Results in {directory.path}: report.md, summary.json, figures/, metrics.jsonl")
@@ -58,8 +59,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def parse(argv: Sequence[str]) -> cfg.Config:
-    """The configuration that a command line asks for.
+def parse(argv: Sequence[str]) -> tuple[cfg.Config, str]:
+    """The configuration and the run directory that a command line asks for.
 
     Raises:
       UsageError: anything wrong with the command line.
@@ -79,7 +80,7 @@ def parse(argv: Sequence[str]) -> cfg.Config:
         raise UsageError(f"--config: the file's get_config gives no fedprune Config but {config!r}")
     if not WORKDIR.value:
         raise UsageError("--workdir is missing: give --workdir=DIR")
-    return config
+    return config, WORKDIR.value
 
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:

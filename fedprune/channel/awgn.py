@@ -22,7 +22,9 @@ PACKINGS = ("complex", "real")
 
 def noise_to_signal(snr_db: jax.Array | float, packing: str) -> jax.Array:
     """Noise variance per real dimension over its power budget, s^2 (spec: s^2 = 10^(-SNR/10))."""
-    return 10.0 ** (-jnp.asarray(snr_db, jnp.float32) / 10.0) / (1.0 if packing == "complex" else 2.0)
+    return 10.0 ** (-jnp.asarray(snr_db, jnp.float32) / 10.0) / (
+        1.0 if packing == "complex" else 2.0
+    )
 
 
 def channel_uses(reals: jax.Array, packing: str) -> jax.Array:
@@ -35,4 +37,4 @@ def noise(key: Key, like: Params, mask: Mask) -> Params:
     leaves, treedef = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
     drawn = [jax.random.normal(k, v.shape, v.dtype) for k, v in zip(keys, leaves, strict=True)]
-    return tree.apply_mask(mask, treedef.unflatten(drawn))
+    return tree.apply_mask(mask, jax.tree.unflatten(treedef, drawn))

@@ -31,8 +31,8 @@ def federate(dataset: Dataset, partition: Partition | Sequence[Partition]) -> Fe
       partition: one partition; or a list of them, one an arm, whose index tables are stacked to
         [A, K, n_max] for ``run.program``.
     """
-    several = not isinstance(partition, Partition)
-    partitions: Sequence[Partition] = partition if several else [partition]
+    one = isinstance(partition, Partition)
+    partitions = [partition] if isinstance(partition, Partition) else partition
     axes = tuple(range(dataset.x_train.ndim - 1))
     mean = dataset.x_train.mean(axes, dtype=np.float64)
     std = dataset.x_train.std(axes, dtype=np.float64)
@@ -41,12 +41,10 @@ def federate(dataset: Dataset, partition: Partition | Sequence[Partition]) -> Fe
 
     def side(x: np.ndarray, y: np.ndarray, owned: list[list[np.ndarray]]) -> Clients:
         rows, size = _tables(owned)
-        if not several:
+        if one:
             rows, size = rows[0], size[0]
         labels = jnp.asarray(y.astype(np.uint8 if dataset.classes <= 256 else np.int32))
-        return Clients(
-            jnp.asarray(x), labels, jnp.asarray(rows), jnp.asarray(size), shift, scale
-        )
+        return Clients(jnp.asarray(x), labels, jnp.asarray(rows), jnp.asarray(size), shift, scale)
 
     return Federation(
         side(dataset.x_train, dataset.y_train, [p.train for p in partitions]),

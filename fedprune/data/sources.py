@@ -104,7 +104,7 @@ def _checked(name: str, source: str, arrays: dict[str, np.ndarray]) -> Dataset:
     return Dataset(name, source, **arrays, classes=int(arrays["y_train"].max()) + 1)
 
 
-# Embedded -------------------------------------------------------------------------------------------
+# Embedded -----
 
 
 def _read_embedded(name: str) -> dict[str, np.ndarray]:
@@ -112,7 +112,7 @@ def _read_embedded(name: str) -> dict[str, np.ndarray]:
         return {key: npz[key] for key in _IDX_FILES}
 
 
-# IDX files ------------------------------------------------------------------------------------------
+# IDX files -----
 
 
 def _idx_path(folder: Path, stem: str) -> Path | None:
@@ -153,14 +153,16 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * ndim).reshape(shape)
 
 
-# TFDS -----------------------------------------------------------------------------------------------
+# TFDS -----
 
 
 def _tfds_builder(name: str, data_dir: str | os.PathLike | None):
     """The builder of a set that is prepared in ``data_dir`` in a format readable without TF."""
     if data_dir is None or importlib.util.find_spec("tensorflow_datasets") is None:
         return None
-    if not (Path(data_dir) / name).is_dir() or not any(Path(data_dir, name).glob("*/dataset_info.json")):
+    if not (Path(data_dir) / name).is_dir() or not any(
+        Path(data_dir, name).glob("*/dataset_info.json")
+    ):
         return None
     import tensorflow_datasets as tfds
 

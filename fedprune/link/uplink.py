@@ -39,12 +39,12 @@ def over_the_air(
     m_k = rms(a_k) over its d transmitted weights, s^2 the noise-to-signal ratio per real dimension
     (``channel.noise_to_signal``) and n ~ N(0, 1) drawn once, after the sum:
 
-      none      (sum_k a_k) / W                                       v = 0
-      common    (sum_k a_k + s max_k m_k n) / W                       v = s^2 max_k m_k^2 / W^2
+      none      (sum_k a_k) / W                              v = 0
+      common    (sum_k a_k + s max_k m_k n) / W              v = s^2 max_k m_k^2 / W^2
                 one scale, set by the client that needs the most power: unbiased
-      device    mean_k(m_k) (sum_k a_k / m_k + s n) / W               v = s^2 mean(m_k)^2 / W^2
+      device    mean_k(m_k) (sum_k a_k / m_k + s n) / W      v = s^2 mean(m_k)^2 / W^2
                 every client at unit power: biased towards clients with small updates
-      receiver  (sum_k a_k + s rms(sum_k a_k) n) / W                  v = s^2 mean((sum_k a_k)^2)/W^2
+      receiver  (sum_k a_k + s rms(sum_k a_k) n) / W         v = s^2 mean((sum_k a_k)^2) / W^2
                 SNR defined at the receiver, relative to the superposition
 
     v is the noise variance per weight of the estimate. "10 dB" means anything from 1e-5 to 0.1 of

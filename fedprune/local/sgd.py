@@ -54,6 +54,7 @@ def sgd(
         raise ValueError(f"give one of steps={steps} and epochs={epochs}")
     if batch < 1 or (steps or epochs or 0) < 1:
         raise ValueError(f"batch={batch}, steps={steps}, epochs={epochs} must be at least 1")
+    length = steps or epochs or 0
 
     def objective(params: Params, client: Client, positions, counts) -> jax.Array:
         x, y = client.take(positions)
@@ -69,10 +70,8 @@ def sgd(
             return (optax.apply_updates(now, updates), state), value
 
         start = tree.match((params, optimizer.init(params), client, key))[:2]
-        if steps is not None:
-            end, value = _steps(key, client, batch, steps, step, start)
-        else:
-            end, value = _epochs(key, client, batch, epochs, step, start)
+        passes = _steps if epochs is None else _epochs
+        end, value = passes(key, client, batch, length, step, start)
         delta = jax.tree.map(jnp.subtract, end[0], params)
         return tree.apply_mask(mask, delta), LocalInfo(value)
 

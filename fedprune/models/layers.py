@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedprune import nn
-from fedprune.types import Model
+from fedprune.types import Model, Params
 
 
 def conv(features: int, kernel: Sequence[int], strides: int = 1, **options) -> linen.Conv:
@@ -27,10 +27,13 @@ def from_flax(module: linen.Module, example_shape: Sequence[int]) -> Model:
       example_shape: shape of one example.
     """
     example = jnp.zeros((1, *example_shape), jnp.float32)
-    return Model(
-        init=lambda key: module.init(key, example)["params"],
-        apply=lambda params, x: module.apply({"params": params}, x),
-    )
+
+    def apply(params: Params, x: jax.Array) -> jax.Array:
+        logits = module.apply({"params": params}, x)
+        assert isinstance(logits, jax.Array)
+        return logits
+
+    return Model(lambda key: module.init(key, example)["params"], apply)
 
 
 def _conv_general_dilated(

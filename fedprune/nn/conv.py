@@ -41,13 +41,13 @@ Padding = str | Sequence[tuple[int, int]]
 Kind = Literal["out", "input", "kernel"]
 
 # Which of the trilinear form's arguments a kind takes; it returns the third.
-_OPERANDS: dict[str, tuple[str, str]] = {
+_OPERANDS: dict[Kind, tuple[str, str]] = {
     "out": ("x", "w"),
     "input": ("y", "w"),
     "kernel": ("x", "y"),
 }
 _KIND = {frozenset(operands): kind for kind, operands in _OPERANDS.items()}
-_RESULT = {"out": "y", "input": "x", "kernel": "w"}
+_RESULT: dict[Kind, str] = {"out": "y", "input": "x", "kernel": "w"}
 
 LOWERINGS = ("auto", "sequential", "grouped")
 """How vmapped convolutions run: ``sequential``, one canonical convolution after another (each
@@ -93,8 +93,7 @@ def conv(
     return _bind("out", x, w, window=window, lead=0, lowering=lowering)
 
 
-
-# The three gradients of T as canonical convolutions -----------------------------------------------
+# The three gradients of T as canonical convolutions -----
 
 Window = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...]]
 
@@ -138,10 +137,10 @@ def _kernel(x, y, window: Window):
     return out.transpose(*range(1, last), 0, last)
 
 
-_FORMS: dict[str, Callable] = {"out": _out, "input": _input, "kernel": _kernel}
+_FORMS: dict[Kind, Callable] = {"out": _out, "input": _input, "kernel": _kernel}
 
 
-# The primitive --------------------------------------------------------------------------------------
+# The primitive -----
 
 conv_p = Primitive("fedprune_conv")
 
@@ -173,9 +172,7 @@ def _lower(a, b, *, kind: Kind, window: Window, lead: int, lowering: str):
 
 
 def _lower_on(platform_default: str, a, b, *, lowering: str, **params):
-    return _lower(
-        a, b, lowering=platform_default if lowering == "auto" else lowering, **params
-    )
+    return _lower(a, b, lowering=platform_default if lowering == "auto" else lowering, **params)
 
 
 def _abstract(a, b, *, kind: Kind, window: Window, lead: int, lowering: str):
@@ -212,13 +209,13 @@ def _transpose(ct, a, b, *, kind: Kind, **params):
     return (out, None) if linear == 0 else (None, out)
 
 
-def _batch(args, dims, *, lead: int, **params):
+def _batch(args, dims, *, kind: Kind, lead: int, **params):
     size = next(t.shape[d] for t, d in zip(args, dims, strict=True) if d is not None)
     args = [
         jnp.broadcast_to(t, (size, *t.shape)) if d is None else jnp.moveaxis(t, d, 0)
         for t, d in zip(args, dims, strict=True)
     ]
-    return _bind(params.pop("kind"), *args, lead=lead + 1, **params), 0
+    return _bind(kind, *args, lead=lead + 1, **params), 0
 
 
 conv_p.def_impl(lambda a, b, **params: jax.jit(partial(conv_p.bind, **params))(a, b))
@@ -226,7 +223,9 @@ conv_p.def_abstract_eval(_abstract)
 ad.primitive_jvps[conv_p] = _jvp
 ad.primitive_transposes[conv_p] = _transpose
 batching.primitive_batchers[conv_p] = _batch
-mlir.register_lowering(conv_p, mlir.lower_fun(partial(_lower_on, "grouped"), multiple_results=False))
+mlir.register_lowering(
+    conv_p, mlir.lower_fun(partial(_lower_on, "grouped"), multiple_results=False)
+)
 mlir.register_lowering(
     conv_p, mlir.lower_fun(partial(_lower_on, "sequential"), multiple_results=False), platform="cpu"
 )

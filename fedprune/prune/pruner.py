@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,8 @@ class PrunerState(NamedTuple):
 def scheduled(
     schedule: Schedule,
     score: Score = magnitude,
-    distribution: Literal["global", "layer"] = "global",
-    scope: Literal["server", "client"] = "server",
+    distribution: str = "global",
+    scope: str = "server",
     prunable: Predicate = kernels,
 ) -> Pruner:
     """Prunes the lowest scores as a schedule says.
@@ -103,4 +103,5 @@ def scheduled(
 def _replace(mask: Mask, chosen: list[bool], kept: list[jax.Array]) -> Mask:
     leaves, treedef = jax.tree.flatten(mask)
     new = iter(kept)
-    return treedef.unflatten([next(new) if c else m for m, c in zip(leaves, chosen, strict=True)])
+    kept_or_new = [next(new) if c else m for m, c in zip(leaves, chosen, strict=True)]
+    return jax.tree.unflatten(treedef, kept_or_new)

@@ -10,8 +10,8 @@ steps i = 1..n, at rounds ``start``, ``start + every``, ... and keep s_n = p aft
   cubic      s_i = p (1 - (1 - i/n)^3)          Zhu and Gupta's gradual pruning
 
 p, start, every and n may be traced, so arms with different schedules share a program. Source: P0
-section III for one-shot and iterative magnitude pruning (the paper gives no formula; the equal-share
-rule is its "small percentage of the remaining weights").
+section III for one-shot and iterative magnitude pruning (the paper gives no formula; the
+equal-share rule is its "small percentage of the remaining weights").
 """
 
 from __future__ import annotations

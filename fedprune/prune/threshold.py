@@ -37,9 +37,9 @@ def top_k(scores: PyTree, k: jax.Array | int, alive: Mask = None) -> Mask:
             jnp.where(m.ravel(), key, jnp.uint32(0))
             for m, key in zip(jax.tree.leaves(alive), keys, strict=True)
         ]
-    k, *keys = tree.match((jnp.asarray(k, jnp.int32), *keys))
-    kth = _largest(lambda t: _count(key >= t for key in keys) >= k, 32, k)
-    missing = k - _count(key > kth for key in keys)
+    keep, *keys = tree.match((jnp.asarray(k, jnp.int32), *keys))
+    kth = _largest(lambda t: _count(key >= t for key in keys) >= keep, 32, keep)
+    missing = keep - _count(key > kth for key in keys)
     d = sum(key.size for key in keys)
     ranks, start = [], 0
     for key in keys:  # d, d-1, ..., 1 over all leaves: earlier entries rank higher
@@ -49,7 +49,7 @@ def top_k(scores: PyTree, k: jax.Array | int, alive: Mask = None) -> Mask:
     last = _largest(
         lambda r: _count((key == kth) & (rank >= r) for key, rank in tied) >= missing,
         d.bit_length() + 1,
-        k,
+        keep,
     )
     kept = [(key > kth) | ((key == kth) & (rank >= last)) for key, rank in tied]
     shaped = [m.reshape(leaf.shape) for m, leaf in zip(kept, leaves, strict=True)]
@@ -73,4 +73,4 @@ def _largest(holds: Callable[[jax.Array], jax.Array], bits: int, like: jax.Array
 
 
 def _count(conditions) -> jax.Array:
-    return sum(jnp.sum(c, dtype=jnp.int32) for c in conditions)
+    return sum((jnp.sum(c, dtype=jnp.int32) for c in conditions), start=jnp.int32(0))
