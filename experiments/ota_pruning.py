@@ -4,8 +4,8 @@
 
 Variant ``fast`` (about 3 minutes on 2 cores): the embedded 10,000 Fashion-MNIST images, a CNN of
 26,698 weights (8 and 16 filters of 3×3, 32 hidden units), 20 clients × 5 steps × batch 32, 24
-rounds, 10 dB, over-the-air with the SNR referred to the receiver. P0 names no optimizer, so ours is stated:
-SGD with momentum 0.9 at learning rate 0.1, with which the unpruned network passes 80 %.
+rounds, 10 dB, over-the-air with the SNR referred to the receiver. P0 names no optimizer, so ours is
+stated: SGD with momentum 0.9 at learning rate 0.1, with which the unpruned network passes 80 %.
 
 What is compared, fixed before any result was seen:
 
@@ -25,8 +25,6 @@ What is compared, fixed before any result was seen:
 P0 itself uses ResNet18 on CIFAR-10, 100 clients and 1000 rounds; its accuracies are printed beside
 ours, but only the claims about differences can carry over.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -5,13 +5,11 @@ fields build is in ``build``. A field marked ``traced`` is numeric and may diffe
 of one compiled program; all others are part of the program's shape.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 
 class ConfigError(ValueError):
@@ -212,6 +210,17 @@ def to_json(config: Any) -> dict[str, Any]:
 # Validation -----
 
 
+def one_value(f: dataclasses.Field) -> bool:
+    """Whether a field holds one value, and not a tuple of them."""
+    return not get_args(f.type)
+
+
+def element_type(f: dataclasses.Field) -> type:
+    """int, float or str: of the field, or of a tuple field's elements."""
+    kind: Any = f.type if one_value(f) else get_args(f.type)[0]
+    return kind
+
+
 def describe(f: dataclasses.Field) -> str:
     """What a field allows, in words."""
     m = f.metadata
@@ -224,10 +233,8 @@ def describe(f: dataclasses.Field) -> str:
         "below": "below {}",
     }
     bounds = [text.format(m[name]) for name, text in words.items() if m.get(name) is not None]
-    kind = (
-        str(f.type).replace("tuple[int, ...]", "integers").replace("tuple[float, ...]", "numbers")
-    )
-    return " and ".join([{"int": "an integer", "float": "a number"}.get(kind, kind), *bounds])
+    one = {int: "an integer", float: "a number", str: "a string"}[element_type(f)]
+    return " and ".join([one if one_value(f) else f"a list, each {one}", *bounds])
 
 
 def validate(config: Config) -> None:
@@ -237,19 +244,19 @@ def validate(config: Config) -> None:
       ConfigError: the first fault.
     """
     for path, f, value in fields(config):
-        for one in value if isinstance(value, tuple) else (value,):
-            if not (_right_type(f, one) and _in_range(f, one)):
-                raise ConfigError(f"{path}={value!r}: must be {describe(f)}")
+        single = one_value(f)
+        values = (value,) if single else value
+        if not (single or isinstance(value, tuple)) or not all(
+            _right_type(f, v) and _in_range(f, v) for v in values
+        ):
+            raise ConfigError(f"{path}={value!r}: must be {describe(f)}")
     _validate_together(config)
 
 
 def _right_type(f: dataclasses.Field, value: Any) -> bool:
-    kind = str(f.type)
-    if "float" in kind:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if "int" in kind:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, bool if kind == "bool" else str)
+    kind = element_type(f)
+    allowed = int | float if kind is float else kind
+    return isinstance(value, allowed) and not isinstance(value, bool)
 
 
 def _in_range(f: dataclasses.Field, value: Any) -> bool:

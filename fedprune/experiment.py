@@ -117,6 +117,6 @@ def _hyper(config: cfg.Config, arms: Sequence[cfg.Arm]) -> dict[str, jax.Array]:
         for path in differing
     }
     return {
-        path: jnp.asarray(column, jnp.float32 if types[path] == "float" else jnp.int32)
+        path: jnp.asarray(column, jnp.float32 if types[path] is float else jnp.int32)
         for path, column in columns.items()
     }

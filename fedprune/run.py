@@ -84,7 +84,7 @@ def evaluation(model: Model, layout: mesh.Layout, batch: int = 500) -> Evaluate:
 
         total = mesh.accumulate(some, (params, pool), -(-n // batch), layout)
         right, loss = total.sum
-        return Metrics(right / n, loss / n)
+        return Metrics(right.astype(jnp.float32) / n, loss / n)
 
     return evaluate
 

@@ -43,12 +43,13 @@ class Client(NamedTuple):
     """[] int32, D_k, the number of its examples"""
     shift: jax.Array
     scale: jax.Array
-    """broadcast over an example: x = (raw - shift) * scale"""
+    """[1, ..., 1, channels], of an example's rank: x = (raw - shift) * scale"""
 
     def take(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Examples at ``positions`` [b] of this client's rows: x [b, ...] float32, y [b] int32."""
         rows = self.rows[positions]
-        x = (self.examples[rows].astype(jnp.float32) - self.shift) * self.scale
+        raw = self.examples[rows].astype(jnp.float32)
+        x = (raw - self.shift[None]) * self.scale[None]
         return x, self.labels[rows].astype(jnp.int32)
 
 

@@ -76,6 +76,8 @@ def parse(argv: Sequence[str]) -> tuple[cfg.Config, str]:
         raise UsageError(f"{rest[1]}: flags only, as --name=value")
     if config is None:
         raise UsageError("--config is missing: give --config=experiments/NAME.py:VARIANT")
+    if type(config).__name__ == "_ErrorConfig":  # the file itself could not be loaded
+        raise UsageError(_explain(OSError(), argv))
     if not isinstance(config, cfg.Config):
         raise UsageError(f"--config: the file's get_config gives no fedprune Config but {config!r}")
     if not WORKDIR.value:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from fedprune import tree
 from fedprune.types import Key, Mask, Params
@@ -34,7 +35,5 @@ def channel_uses(reals: jax.Array, packing: str) -> jax.Array:
 
 def noise(key: Key, like: Params, mask: Mask) -> Params:
     """Standard normal noise on the weights that were sent, zero elsewhere."""
-    leaves, treedef = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
-    drawn = [jax.random.normal(k, v.shape, v.dtype) for k, v in zip(keys, leaves, strict=True)]
-    return tree.apply_mask(mask, jax.tree.unflatten(treedef, drawn))
+    flat, unravel = ravel_pytree(like)
+    return tree.apply_mask(mask, unravel(jax.random.normal(key, flat.shape, flat.dtype)))

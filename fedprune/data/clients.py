@@ -34,8 +34,8 @@ def federate(dataset: Dataset, partition: Partition | Sequence[Partition]) -> Fe
     one = isinstance(partition, Partition)
     partitions = [partition] if isinstance(partition, Partition) else partition
     axes = tuple(range(dataset.x_train.ndim - 1))
-    mean = dataset.x_train.mean(axes, dtype=np.float64)
-    std = dataset.x_train.std(axes, dtype=np.float64)
+    mean = dataset.x_train.mean(axes, dtype=np.float64, keepdims=True)[0]
+    std = dataset.x_train.std(axes, dtype=np.float64, keepdims=True)[0]
     shift = jnp.asarray(mean, jnp.float32)
     scale = jnp.asarray(1.0 / np.maximum(std, 1e-6), jnp.float32)
 

@@ -48,9 +48,9 @@ def dirichlet(clients: int, alpha: float) -> Partitioner:
     """Label-skewed: each class is spread over the clients in proportions drawn from Dir(alpha).
 
     Small alpha gives each client few classes and very unequal sizes; large alpha approaches iid.
-    The same proportions serve train and test. A client left without a training example is given one of
-    the largest client's, so that everybody can take part. Source: Hsu et al. (2019), drawn per
-    class as in Yurochkin et al. (2019).
+    The same proportions serve train and test. A client left without a training example is given
+    one of the largest client's, so that everybody can take part. Source: Hsu et al. (2019), drawn
+    per class as in Yurochkin et al. (2019).
 
     Raises:
       ValueError: alpha not positive, more clients than training examples, or fewer than one.

@@ -72,7 +72,7 @@ def over_the_air(
 
     def encode(delta: Params, mask: Mask, weight: jax.Array) -> Total:
         signal = _scale(weight, delta)
-        rms = jnp.sqrt(tree.square_sum(signal) / jnp.maximum(tree.count(mask, delta), 1))
+        rms = _rms(signal, tree.count(mask, delta))
         one = jnp.ones_like(weight)
         if normalisation == "device":
             signal = _scale(jnp.where(rms > 0, 1.0 / rms, 0.0), signal)
@@ -94,7 +94,7 @@ def over_the_air(
             gain = rms / jnp.maximum(clients, 1.0)
             reports = clients.astype(jnp.int32)
         else:
-            deviation = s * jnp.sqrt(tree.square_sum(signal) / jnp.maximum(d, 1))
+            deviation = s * _rms(signal, d)
             reports = jnp.int32(1)
         if normalisation != "none":
             noise = channel.noise(key, signal, mask)
@@ -104,6 +104,11 @@ def over_the_air(
         return _mean(signal, weight), cost
 
     return Uplink(encode, finish)
+
+
+def _rms(values: Params, count: jax.Array) -> jax.Array:
+    """Root mean square over the transmitted weights."""
+    return jnp.sqrt(tree.square_sum(values) / jnp.maximum(count, 1).astype(jnp.float32))
 
 
 def _scale(factor: jax.Array, values: Params) -> Params:

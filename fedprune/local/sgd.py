@@ -59,7 +59,8 @@ def sgd(
     def objective(params: Params, client: Client, positions, counts) -> jax.Array:
         x, y = client.take(positions)
         each = loss(model.apply(params, x), y)
-        return jnp.sum(jnp.where(counts, each, 0.0)) / jnp.maximum(jnp.sum(counts), 1)
+        number = jnp.sum(counts, dtype=jnp.float32)
+        return jnp.sum(jnp.where(counts, each, 0.0)) / jnp.maximum(number, 1.0)
 
     def update(key: Key, params: Params, mask: Mask, client: Client) -> tuple[Params, LocalInfo]:
         def step(carry, positions: jax.Array, counts: jax.Array):
@@ -106,7 +107,8 @@ def _epochs(key: Key, client: Client, batch: int, epochs: int, step, start):
 
         def one(carry, slot):
             counts = slot < client.size
-            new, value = step(carry, order[slot], counts)
+            # Idle slots repeat an own example: not even a gradient of weight zero sees padding.
+            new, value = step(carry, order[jnp.where(counts, slot, 0)], counts)
             weight = jnp.sum(counts, dtype=jnp.float32)
             return tree.where(weight > 0, new, carry), (value * weight, weight)
 

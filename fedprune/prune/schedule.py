@@ -69,7 +69,7 @@ def _stepwise(curve, ratio, start, every, steps) -> Schedule:
     def sparsity(t: jax.Array) -> jax.Array:
         p = jnp.asarray(ratio, jnp.float32)
         done = jnp.clip((t - start) // every + 1, 0, steps)  # i
-        s = curve(done / jnp.asarray(steps, jnp.float32), p)
+        s = curve(done.astype(jnp.float32) / jnp.asarray(steps, jnp.float32), p)
         # The ends are exact whatever the curve rounds to.
         return jnp.where(done == 0, 0.0, jnp.where(done == steps, p, s))
 

@@ -1,0 +1,124 @@
+"""Configurations: every value is refused or accepted with a reason, and names agree."""
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments import ota_pruning
+from fedprune import build, data, link
+from fedprune import config as cfg
+
+FIELDS = {path: field for path, field, _ in cfg.fields(ota_pruning.get_config("fast"))}
+FREE = {"experiment", "variant", "data.dir"}
+
+
+def test_choices_are_those_that_can_be_built():
+    choices = {path: set(f.metadata.get("choices") or ()) for path, f in FIELDS.items()}
+    assert choices["data.name"] == set(data.NAMES)
+    assert choices["data.partition"] == set(build.PARTITIONERS)
+    assert choices["model.name"] == set(build.MODELS)
+    assert choices["local.optimizer"] == set(build.OPTIMIZERS)
+    assert choices["pruning.schedule"] == {"none", *build.SCHEDULES}
+    assert choices["uplink.link"] == set(build.UPLINKS)
+    assert choices["uplink.normalisation"] == set(link.NORMALISATIONS)
+
+
+@pytest.mark.parametrize("path", sorted(FIELDS.keys() - FREE))
+def test_every_field_says_what_it_means(path):
+    assert FIELDS[path].metadata["meaning"]
+
+
+def bad_values(field: dataclasses.Field):
+    """Values that a field must refuse: outside its range, or of another type."""
+    m = field.metadata
+    kind = cfg.element_type(field)
+    wrong = [st.none(), st.dictionaries(st.text(), st.text())]
+    if m.get("choices"):
+        return st.one_of(st.text().filter(lambda s: s not in m["choices"]), *wrong)
+    if kind is int:
+        wrong.append(st.floats())
+    wrong += [st.text(), st.just(math.nan), st.booleans()]
+    if m.get("low") is not None:
+        wrong.append(st.integers(max_value=int(m["low"]) - 1))
+    if m.get("high") is not None:
+        wrong.append(st.integers(min_value=int(m["high"]) + 1))
+    if m.get("above") is not None:
+        wrong.append(st.floats(max_value=m["above"]))
+    if m.get("below") is not None:
+        wrong.append(st.floats(min_value=m["below"]))
+    one = st.one_of(wrong)
+    return one if cfg.one_value(field) else st.one_of(one, st.tuples(one))
+
+
+CASES = st.sampled_from(sorted(FIELDS.keys() - FREE)).flatmap(
+    lambda path: st.tuples(st.just(path), bad_values(FIELDS[path]))
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(CASES)
+def test_bad_values_are_refused_in_one_line(case):
+    path, value = case
+    config = cfg.override(ota_pruning.get_config("fast"), {path: value})
+    with pytest.raises(cfg.ConfigError) as error:
+        cfg.validate(config)
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.startswith(f"{path}=")
+    assert "must be" in message
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ({"cohort.size": 21}, "cohort.size=21: must be at most data.clients=20"),
+        ({"local.epochs": 1}, "local.steps=5: exactly one of local.steps and local.epochs=1"),
+        ({"local.steps": 0}, "local.steps=0: exactly one"),
+        ({"run.rounds": 16}, "the last pruning step falls in round 16"),
+        ({"model.filters": (4,) * 5}, "model.filters=(4, 4, 4, 4, 4): at most 4 blocks"),
+        ({"mesh.devices": 4, "mesh.arms": 3}, "mesh.arms=3: must divide mesh.devices=4"),
+        (
+            {"mesh.devices": 6, "mesh.arms": 2, "mesh.reduction": "strict"},
+            "mesh.lanes=8: must be a multiple of the 3 devices",
+        ),
+    ],
+)
+def test_fields_that_do_not_fit_together(values, names):
+    with pytest.raises(cfg.ConfigError) as error:
+        cfg.validate(cfg.override(ota_pruning.get_config("fast"), values))
+    assert names in str(error.value)
+
+
+def test_unknown_paths_are_refused_and_the_original_is_untouched():
+    config = ota_pruning.get_config("fast")
+    with pytest.raises(cfg.ConfigError, match=r"pruning\.rate: there is no such field"):
+        cfg.override(config, {"pruning.rate": 0.5})
+    assert cfg.override(config, {"pruning.ratio": 0.5}).pruning.ratio == 0.5
+    assert config == ota_pruning.get_config("fast")
+
+
+def test_only_numbers_are_traced():
+    for path in cfg.traced_paths(cfg.Config()):
+        assert FIELDS[path].type in (float, int), path
+
+
+def test_arms_of_the_experiment():
+    """2 participations x (unpruned + 2 methods x 4 ratios), with distinct names; two programs."""
+    config = ota_pruning.get_config("fast")
+    arms = ota_pruning.arms(config)
+    assert len(arms) == len({arm.name for arm in arms}) == 18
+    traced = cfg.traced_paths(config)
+    shapes = {tuple((k, v) for k, v in a.overrides.items() if k not in traced) for a in arms}
+    assert len(shapes) == 2
+    oneshot = next(a for a in arms if a.name == "half/one-shot-90")
+    assert oneshot.overrides == {
+        "cohort.size": 10,
+        "pruning.ratio": 0.9,
+        "pruning.start": 16,
+        "pruning.steps": 1,
+    }
+    for arm in arms:
+        cfg.validate(cfg.override(config, arm.overrides))

@@ -1,0 +1,83 @@
+"""The rooms: who may import whom, read from the sources."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STAGES = {"data", "models", "nn", "local", "prune", "link", "channel", "server"}
+WORDS = {"types", "rng", "tree"}
+# Rooms beyond the common words that a stage may use.
+ALSO = {"nn": set(), "models": {"nn"}, "link": {"channel", "coding"}, "local": set()}
+SOURCES = sorted([*ROOT.glob("fedprune/**/*.py"), *ROOT.glob("experiments/*.py")])
+
+
+def imports(path: Path) -> set[str]:
+    """All modules that a file imports, as dotted names; names imported from a module count too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT / "fedprune").parts[0].removesuffix(".py")
+
+
+def rooms_used(path: Path) -> set[str]:
+    return {name.split(".")[1] for name in imports(path) if name.startswith("fedprune.")}
+
+
+PACKAGE = [p for p in SOURCES if p.is_relative_to(ROOT / "fedprune")]
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_rooms(path):
+    here, used = room(path), rooms_used(path)
+    if here == "__init__":
+        return
+    if here == "types":
+        assert used == set()
+    elif here in WORDS:
+        assert used <= {"types"}
+    elif here in STAGES:
+        assert used <= WORDS | {here} | ALSO.get(here, set())
+    elif here == "mesh":
+        assert used <= WORDS
+    elif here == "round":
+        assert used <= WORDS | STAGES | {"mesh"}
+    elif here in ("config", "writer"):
+        assert used == set()
+    elif here == "run":
+        assert used <= WORDS | STAGES | {"mesh", "round"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_only_some_may_import(path):
+    names = imports(path)
+    tops = {name.split(".")[0] for name in names}
+    inside = path.is_relative_to(ROOT / "fedprune")
+    assert "launch" not in tops, "nothing imports launch"
+    assert not tops & {"absl", "ml_collections"}, "flags live in launch"
+    assert not tops & {"tensorflow", "torch"}
+    if inside:
+        assert "experiments" not in tops
+        assert "flax" not in tops or room(path) == "models"
+        assert "orbax" not in tops or room(path) == "checkpoint"
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_mesh_knows_devices(path):
+    collectives = {"shard_map", "psum", "pmax", "pmin", "pmean", "all_gather", "ppermute"}
+    used = {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}
+    assert room(path) == "mesh" or not used & {*collectives, "all_to_all", "axis_index"}
+
+
+def test_config_needs_no_jax():
+    heavy = {"jax", "flax", "optax", "numpy", "orbax"}
+    assert not {name.split(".")[0] for name in imports(ROOT / "fedprune/config.py")} & heavy

@@ -1,0 +1,145 @@
+"""The command line: what it refuses, and that a killed run ends like an unbroken one."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CONFIG = "--config=experiments/ota_pruning.py:fast"
+SMALL = [
+    "--config.data.clients=4",
+    "--config.local.steps=1",
+    "--config.local.batch=4",
+    "--config.model.name=mlp",
+    "--config.model.hidden=8,",
+    "--config.pruning.start=1",
+    "--config.pruning.every=1",
+    "--config.pruning.steps=3",
+    "--config.ratios=0.3,0.9",
+    "--config.run.rounds=12",
+    "--config.run.save_every=2",
+    "--config.run.seeds=2",
+    "--config.mesh.devices=1",
+]
+
+
+def command(*args) -> list[str]:
+    return [sys.executable, "-m", "launch.main", *map(str, args)]
+
+
+def launch(*args) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*args), cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([CONFIG, "--config.uplink.snr=5"], "--config.uplink.snr=5: there is no such field"),
+        (
+            [CONFIG, "--config.uplink.snr_db=loud"],
+            "uplink.snr_db='loud': must be a number and at least -100",
+        ),
+        ([CONFIG, "--config.pruning.ratio=1.5"], "pruning.ratio=1.5: must be a number"),
+        ([CONFIG, "--config.run.rounds=10"], "the last pruning step falls in round 16"),
+        (["--config=experiments/ota_pruning.py:huge"], "variant 'huge' of ota_pruning: must be"),
+        (["--config=experiments/nothing.py:fast"], "there is no such experiment file"),
+        ([CONFIG, "--colour=red"], "Unknown command line flag 'colour'"),
+        ([], "--config is missing"),
+        ([CONFIG, "--config.mesh.devices=2", "--config.mesh.arms=3"], "mesh.arms=3: must divide"),
+    ],
+)
+def test_bad_usage_is_one_line_and_leaves_nothing(args, says, tmp_path):
+    workdir = tmp_path / "run"
+    result = launch(*args, f"--workdir={workdir}")
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    assert says in lines[0]
+    assert not workdir.exists()
+
+
+def test_missing_data_and_foreign_directories_are_refused(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "FEDPRUNE_DATA"}
+    args = command(CONFIG, "--config.data.name=mnist", f"--workdir={tmp_path / 'run'}")
+    result = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert result.returncode == 1
+    assert "data.name='mnist' was not found: put train-images" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+    (tmp_path / "thesis.tex").write_text("precious")
+    result = launch(CONFIG, *SMALL, f"--workdir={tmp_path}")
+    assert result.returncode == 1
+    assert "is neither empty nor a run directory" in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("unbroken") / "run"
+    result = launch(CONFIG, *SMALL, f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+def test_killed_run_ends_like_an_unbroken_one(unbroken, tmp_path):
+    """kill -9 at three random points, each start going on where the last one was killed."""
+    workdir = tmp_path / "run"
+    total = lines(unbroken / "metrics.jsonl")
+    marks = sorted(random.Random(7).sample(range(1, total), 3))
+    kills = 0
+    for mark in marks:
+        process = subprocess.Popen(
+            command(CONFIG, *SMALL, f"--workdir={workdir}"),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while lines(workdir / "metrics.jsonl") < mark and process.poll() is None:
+            time.sleep(0.002)
+        kills += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert kills >= 2
+    result = launch(CONFIG, *SMALL, f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    for name in ("summary.json", "metrics.jsonl", "report.md"):
+        assert (workdir / name).read_bytes() == (unbroken / name).read_bytes(), name
+
+
+def test_run_directory(unbroken):
+    """What a run leaves behind, and that it is refused to another configuration."""
+    summary = json.loads((unbroken / "summary.json").read_text())
+    assert set(summary) >= {"experiment", "variant", "arms", "tables", "claims"}
+    assert len(summary["arms"]) == 10
+    assert all(arm["seeds"] == 2 for arm in summary["arms"])
+    assert len(list((unbroken / "figures").glob("*.png"))) == 4
+    assert len(list((unbroken / "figures").glob("*.svg"))) == 4
+    assert list((unbroken / "tensorboard").rglob("events*"))
+    before = (unbroken / "summary.json").read_bytes()
+    result = launch(CONFIG, *SMALL, "--config.uplink.snr_db=3", f"--workdir={unbroken}")
+    assert result.returncode == 1
+    assert "uplink.snr_db was 10.0, is 3.0" in result.stderr
+    assert (unbroken / "summary.json").read_bytes() == before
+
+
+def test_a_directory_in_use_is_refused(tmp_path):
+    from fedprune.writer import RunDirectory, RunDirectoryError
+
+    with (
+        RunDirectory(tmp_path / "run", {"a": 1}),
+        pytest.raises(RunDirectoryError, match="another process is using it"),
+    ):
+        RunDirectory(tmp_path / "run", {"a": 1})
+    RunDirectory(tmp_path / "run", {"a": 1}).close()

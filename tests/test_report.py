@@ -1,0 +1,69 @@
+"""Intervals, verdicts and tables against SciPy and by hand."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fedprune import report
+
+VALUES = [81.2, 79.9, 82.4, 80.1, 80.0]
+
+
+def test_interval_is_students():
+    found = report.interval(VALUES)
+    low, high = stats.ttest_1samp(VALUES, 0).confidence_interval(0.95)
+    np.testing.assert_allclose([found.mean - found.half, found.mean + found.half], [low, high])
+    assert np.isnan(report.interval([3.0]).half)
+
+
+@pytest.mark.parametrize(
+    ("difference", "above", "held"),
+    [([2.0, 2.1, 1.9], 0.0, True), ([-2.0, -2.1, -1.9], 0.0, False), ([1, -1, 0.5], 0.0, None)],
+)
+def test_judge(difference, above, held):
+    verdict, found = report.judge(difference, above)
+    assert verdict is held
+    test = stats.ttest_1samp(difference, above, alternative="two-sided")
+    assert (test.pvalue < 0.05) == (held is not None)
+    assert found.mean == pytest.approx(np.mean(difference))
+
+
+def rows():
+    return [
+        {"program": "p", "arm": arm, "seed": seed, "round": r, "kept": 10}
+        | {"channel_uses": 5, "side_information": 2, "excluded": int(r == 1)}
+        | ({"test_accuracy": base + 0.01 * seed + 0.1 * r, "test_loss": 1.0} if r % 2 else {})
+        for arm, base in (("a", 0.1), ("b", 0.2))
+        for seed in (0, 1)
+        for r in (1, 2, 3)
+    ]
+
+
+def test_curves_and_summary():
+    rounds, values = report.curves(rows(), "a", "test_accuracy")
+    np.testing.assert_array_equal(rounds, [1, 3])
+    np.testing.assert_allclose(values, [[0.2, 0.4], [0.21, 0.41]])
+    np.testing.assert_allclose(report.final(rows(), "b", "test_accuracy"), [0.5, 0.51])
+    summary = report.arm_summary(rows(), "a")
+    assert summary["accuracy_mean"] == pytest.approx(0.405)
+    assert (summary["seeds"], summary["rounds"], summary["kept_weights"]) == (2, 3, 10)
+    assert (summary["channel_uses"], summary["side_information"]) == (15, 6)
+    assert summary["excluded_updates"] == 2
+
+
+def test_table_reads_as_plain_text():
+    text = report.table(["name", "x"], [["long name", "1"], ["b", "22"]])
+    assert text.splitlines() == [
+        "| name      | x  |",
+        "|-----------|----|",
+        "| long name | 1  |",
+        "| b         | 22 |",
+    ]
+
+
+def test_figure_is_written_twice_the_same(tmp_path):
+    data = rows()
+    for name in ("one", "two"):
+        report.accuracy_figure(tmp_path / name, data, {"a": "A", "b": "B"}, "title", (0, 100), [2])
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
