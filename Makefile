@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKDIR ?= runs/ota_pruning_fast
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint clean
 
 run: $(STAMP)
 	$(BIN)/python -m launch.main --config=experiments/ota_pruning.py:fast --workdir=$(WORKDIR)

@@ -1,7 +1,7 @@
 """Configurations: nested dataclasses whose every field knows its range, and how to say so.
 
-This module imports no JAX, so that a bad value is refused before any device is touched. What the
-fields build is in ``build``. A field marked ``traced`` is numeric and may differ between the arms
+Nothing here needs a device, so a bad value is refused before one is touched. What the fields build
+is in ``build``. A field marked ``traced`` is numeric and may differ between the arms
 of one compiled program; all others are part of the program's shape.
 """
 

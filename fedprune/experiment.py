@@ -98,7 +98,7 @@ def _program(
 
     padded = -(-len(labels) // layout.arm_devices) * layout.arm_devices
     log.info(
-        "%s: %d arms x seeds, %d rounds, %d x %d devices (arms x clients)",
+        "%s: %d runs (arms times seeds) of %d rounds on %d x %d devices (arms x clients)",
         *(name, len(labels), config.run.rounds, layout.arm_devices, layout.client_devices),
     )
     return loop.Program(name, labels, start, segment, padded)

@@ -51,7 +51,7 @@ class RoundInfo(NamedTuple):
     """What one round reports; every field is a scalar."""
 
     train_loss: jax.Array
-    """mean local loss over the clients that counted, weighted by D_k"""
+    """mean local loss over the clients that counted, weighted by D_k; NaN if nobody did"""
     clients: jax.Array
     """int32, clients whose update counted"""
     excluded: jax.Array

@@ -87,13 +87,11 @@ def parse(argv: Sequence[str]) -> tuple[cfg.Config, str]:
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:
     """One line for what absl or ml_collections raised."""
-    chain: BaseException | None = error
-    while chain is not None:
-        if isinstance(chain, cfg.ConfigError):
-            return str(chain)
-        chain = chain.__cause__ or chain.__context__
     given = [a for a in argv if a.startswith("--config=")]
     text = str(error)
+    refused = re.search(r"ConfigError: (.*)", text)  # the file's own, inside a printed traceback
+    if refused:
+        return refused[1]
     if "Error loading config file" in text or isinstance(error, OSError):
         return f"{given[0] if given else '--config'}: there is no such experiment file"
     field = re.search(r"--config\.([\w.]+)=(\S*?):? ", text + " ")

@@ -48,7 +48,10 @@ def launch(*args) -> subprocess.CompletedProcess:
         ),
         ([CONFIG, "--config.pruning.ratio=1.5"], "pruning.ratio=1.5: must be a number"),
         ([CONFIG, "--config.run.rounds=10"], "the last pruning step falls in round 16"),
-        (["--config=experiments/ota_pruning.py:huge"], "variant 'huge' of ota_pruning: must be"),
+        (
+            ["--config=experiments/ota_pruning.py:huge"],
+            "error: variant 'huge' of ota_pruning: must",
+        ),
         (["--config=experiments/nothing.py:fast"], "there is no such experiment file"),
         ([CONFIG, "--colour=red"], "Unknown command line flag 'colour'"),
         ([], "--config is missing"),

@@ -108,7 +108,7 @@ def test_dirichlet_draws_examples_at_random():
     """A client's examples of a class lie anywhere in the dataset, not in one run."""
     place = np.empty(len(Y_TRAIN))
     for c in range(CLASSES):
-        place[Y_TRAIN == c] = (np.arange(100) + 0.5) / 100
+        place[np.equal(Y_TRAIN, c)] = (np.arange(100) + 0.5) / 100
     for part in data.dirichlet(5, 1e6)(Y_TRAIN, Y_TEST, 8).train:
         assert stats.kstest(place[part], "uniform").pvalue > 1e-3
 

@@ -48,7 +48,7 @@ def send(uplink, updates, weights, mask, seed=SEED):
 
 
 def expected(normalisation, packing, snr_db, updates, weights, mask):
-    """(mean of the estimate, its noise variance) by spec section 6, in float64."""
+    """(mean of the estimate, its noise variance) by the docstring's formulas, in float64."""
     a = updates.astype(np.float64) * weights[:, None]
     d, total = mask.sum(), weights.sum()
     s2 = 10 ** (-snr_db / 10) / (1 if packing == "complex" else 2)

@@ -22,7 +22,7 @@ PACKINGS = ("complex", "real")
 
 
 def noise_to_signal(snr_db: jax.Array | float, packing: str) -> jax.Array:
-    """Noise variance per real dimension over its power budget, s^2 (spec: s^2 = 10^(-SNR/10))."""
+    """Noise variance per real dimension over its power budget, s^2."""
     return 10.0 ** (-jnp.asarray(snr_db, jnp.float32) / 10.0) / (
         1.0 if packing == "complex" else 2.0
     )

@@ -30,7 +30,7 @@ def ideal() -> Uplink:
 
 def over_the_air(
     snr_db: jax.Array | float,
-    normalisation: str = "common",
+    normalisation: str = "receiver",
     packing: str = "complex",
 ) -> Uplink:
     """Analog over-the-air superposition with AWGN at the receiver.
@@ -63,7 +63,8 @@ def over_the_air(
     Raises:
       ValueError: an unknown normalisation or packing.
 
-    Source: P0 section II.2 for superposition; spec section 6 for the four normalisations.
+    Source: P0 section II.2 for superposition; it names no normalisation, so these four are the ways
+    in which its 10 dB can be read.
     """
     if normalisation not in NORMALISATIONS:
         raise ValueError(f"normalisation={normalisation!r} is not one of {NORMALISATIONS}")
