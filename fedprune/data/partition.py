@@ -6,6 +6,7 @@ set looks like its training set. All are deterministic in their seed and end for
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -62,7 +63,7 @@ def dirichlet(clients: int, alpha: float) -> Partitioner:
         _check(clients, y_train)
         rng = np.random.default_rng(seed)
         owners = [np.empty(len(y), np.int64) for y in (y_train, y_test)]
-        for c in np.unique(y_train):
+        for c in np.union1d(y_train, y_test):
             share = _dirichlet(rng, clients, alpha)
             for y, owner in zip((y_train, y_test), owners, strict=True):
                 mine = rng.permutation(np.flatnonzero(y == c))
@@ -91,15 +92,19 @@ def _check(clients: int, y_train: np.ndarray) -> None:
 
 
 def _dirichlet(rng: np.random.Generator, clients: int, alpha: float) -> np.ndarray:
-    share = rng.dirichlet(np.full(clients, alpha))
+    share = rng.dirichlet(np.full(clients, min(alpha, 1e12)))  # beyond that the draws overflow
     if not np.isfinite(share).all() or share.sum() <= 0:  # alpha so small that all draws underflow
         share = np.eye(clients)[rng.integers(clients)]
     return share
 
 
 def _nobody_empty(parts: list[np.ndarray]) -> list[np.ndarray]:
+    """Gives every client without examples the last one of the client who then has the most."""
+    richest = [(-len(part), k) for k, part in enumerate(parts)]
+    heapq.heapify(richest)
     for k, part in enumerate(parts):
         if len(part) == 0:
-            rich = max(range(len(parts)), key=lambda j: len(parts[j]))
+            size, rich = heapq.heappop(richest)
             parts[k], parts[rich] = parts[rich][-1:], parts[rich][:-1]
+            heapq.heappush(richest, (size + 1, rich))
     return parts

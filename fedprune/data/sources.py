@@ -14,7 +14,9 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import logging
+import math
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -126,6 +128,9 @@ def _read_idx_folder(folder: Path) -> dict[str, np.ndarray]:
         if path is None:
             raise DataError(f"{folder / stem}[.gz]: missing, but other files of the set are there")
         arrays[key] = read_idx(path)
+        if arrays[key].ndim != (3 if key.startswith("x") else 1):
+            kind = "images" if key.startswith("x") else "labels"
+            raise DataError(f"{path}: {kind} expected, found shape {arrays[key].shape}")
     return arrays
 
 
@@ -147,7 +152,7 @@ def read_idx(path: Path) -> np.ndarray:
     if len(raw) < 4 + 4 * ndim:
         raise DataError(f"{path}: truncated within its header ({len(raw)} bytes)")
     shape = struct.unpack(f">{ndim}I", raw[4 : 4 + 4 * ndim])
-    expected = 4 + 4 * ndim + int(np.prod(shape, dtype=np.int64))
+    expected = 4 + 4 * ndim + math.prod(shape)
     if len(raw) != expected:
         raise DataError(f"{path}: {len(raw)} bytes, but its header announces {expected}")
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * ndim).reshape(shape)
@@ -157,24 +162,28 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def _tfds_builder(name: str, data_dir: str | os.PathLike | None):
-    """The builder of a set that is prepared in ``data_dir`` in a format readable without TF."""
+    """The builder of a set that is prepared in ``data_dir``; its newest version."""
     if data_dir is None or importlib.util.find_spec("tensorflow_datasets") is None:
         return None
-    if not (Path(data_dir) / name).is_dir() or not any(
-        Path(data_dir, name).glob("*/dataset_info.json")
-    ):
+    versions = [info.parent for info in Path(data_dir, name).glob("*/dataset_info.json")]
+    if not versions:
         return None
     import tensorflow_datasets as tfds
 
-    return tfds.builder_from_directory(
-        max(str(p.parent) for p in Path(data_dir, name).glob("*/dataset_info.json"))
-    )
+    newest = max(versions, key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)])
+    return tfds.builder_from_directory(newest)
 
 
 def _read_tfds(builder) -> dict[str, np.ndarray]:
     arrays = {}
     for part in ("train", "test"):
-        rows = list(builder.as_data_source(part))
+        try:
+            rows = list(builder.as_data_source(part))
+        except Exception as e:  # what TFDS raises depends on the format and on what is installed
+            raise DataError(
+                f"{builder.data_path}: cannot be read without TensorFlow; prepare it with"
+                f" file_format='array_record' ({' '.join(str(e).split())[:200]})"
+            ) from e
         arrays[f"x_{part}"] = np.stack([np.asarray(row["image"], np.uint8) for row in rows])
         arrays[f"y_{part}"] = np.array([row["label"] for row in rows], np.uint8)
     return arrays

@@ -24,6 +24,7 @@ until lowering, where each backend gets the form that it runs best (see ``LOWERI
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -75,7 +76,8 @@ def conv(
       [b, *out, d], equal to ``lax.conv_general_dilated`` in value and in every derivative.
 
     Raises:
-      ValueError: operands whose ranks, channels or dtypes do not match, or an unknown lowering.
+      ValueError: operands whose ranks, channels or dtypes do not match; strides, padding or a
+        lowering that are not among the above.
     """
     n = x.ndim - 2
     if not 1 <= n <= 3 or w.ndim != n + 2:
@@ -86,11 +88,24 @@ def conv(
         raise ValueError(f"conv: x is {x.dtype}, w is {w.dtype}; they must be the same")
     if lowering not in LOWERINGS:
         raise ValueError(f"conv: lowering {lowering!r} is not one of {', '.join(LOWERINGS)}")
-    stride = (strides,) * n if isinstance(strides, int) else tuple(strides)
+    stride = per_dimension("strides", strides, n)
     if isinstance(padding, str):
+        if padding not in ("SAME", "VALID"):
+            raise ValueError(f"conv: padding {padding!r} is neither SAME nor VALID")
         padding = lax.padtype_to_pads(x.shape[1:-1], w.shape[:-2], stride, padding)
-    window = (x.shape[1:-1], w.shape[:-2], stride, tuple((int(a), int(b)) for a, b in padding))
+    pads = tuple((int(low), int(high)) for low, high in padding)
+    if len(pads) != n:
+        raise ValueError(f"conv: padding {padding} is not for {n} spatial dimensions")
+    window = (x.shape[1:-1], w.shape[:-2], stride, pads)
     return _bind("out", x, w, window=window, lead=0, lowering=lowering)
+
+
+def per_dimension(name: str, value: int | Sequence[int], n: int) -> tuple[int, ...]:
+    """One positive integer per spatial dimension, from one for all or one each."""
+    values = tuple(map(int, value)) if isinstance(value, Sequence) else (int(value),) * n
+    if len(values) != n or min(values) < 1:
+        raise ValueError(f"{name}={value} must be {n} integers of at least 1, or one")
+    return values
 
 
 # The three gradients of T as canonical convolutions -----
@@ -101,6 +116,14 @@ Window = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[tuple[in
 def _canonical(lhs, rhs, strides, padding, lhs_dilation=None, rhs_dilation=None):
     space = "DHW"[3 - (lhs.ndim - 2) :]
     spec = (f"N{space}C", f"{space}IO", f"N{space}C")
+    if math.prod(rhs.shape[:-2]) > math.prod(lhs.shape[1:-1]):
+        # XLA would swap operands whose kernel is the larger one, which is not canonical any more;
+        # padding beforehand, behind a barrier, keeps it from seeing that.
+        dilation = lhs_dilation or (1,) * len(padding)
+        config = [(low, high, s - 1) for (low, high), s in zip(padding, dilation, strict=True)]
+        zero = jnp.zeros((), lhs.dtype)
+        lhs = lax.optimization_barrier(lax.pad(lhs, zero, [(0, 0, 0), *config, (0, 0, 0)]))
+        padding, lhs_dilation = [(0, 0)] * len(padding), None
     return lax.conv_general_dilated(
         lhs, rhs, strides, padding, lhs_dilation, rhs_dilation, dimension_numbers=spec
     )
@@ -114,6 +137,8 @@ def _out(x, w, window: Window):
 def _input(y, w, window: Window):
     """Full correlation of the stride-dilated cotangent with the flipped kernel."""
     size, kernel, strides, padding = window
+    if y.size == 0:
+        return jnp.zeros((y.shape[0], *size, w.shape[-2]), y.dtype)
     pads = []
     for n, k, s, (low, _), out in zip(size, kernel, strides, padding, y.shape[1:-1], strict=True):
         dilated = (out - 1) * s + 1
@@ -126,6 +151,8 @@ def _input(y, w, window: Window):
 def _kernel(x, y, window: Window):
     """Correlation of inputs with cotangents: channels play the batch, the batch the channels."""
     size, kernel, strides, padding = window
+    if y.size == 0:
+        return jnp.zeros((*kernel, x.shape[-1], y.shape[-1]), y.dtype)
     pads = []
     for n, k, s, (low, _), out in zip(size, kernel, strides, padding, y.shape[1:-1], strict=True):
         dilated = (out - 1) * s + 1
@@ -218,7 +245,12 @@ def _batch(args, dims, *, kind: Kind, lead: int, **params):
     return _bind(kind, *args, lead=lead + 1, **params), 0
 
 
-conv_p.def_impl(lambda a, b, **params: jax.jit(partial(conv_p.bind, **params))(a, b))
+@functools.cache
+def _compiled(**params):
+    return jax.jit(partial(conv_p.bind, **params))
+
+
+conv_p.def_impl(lambda a, b, **params: _compiled(**params)(a, b))
 conv_p.def_abstract_eval(_abstract)
 ad.primitive_jvps[conv_p] = _jvp
 ad.primitive_transposes[conv_p] = _transpose

@@ -9,6 +9,8 @@ from functools import reduce
 import jax
 import jax.numpy as jnp
 
+from fedprune.nn.conv import per_dimension
+
 
 def max_pool(
     x: jax.Array, window: int | Sequence[int], strides: int | Sequence[int] | None = None
@@ -32,9 +34,8 @@ def max_pool(
       ValueError: a window larger than the input.
     """
     n = x.ndim - 2
-    window = (window,) * n if isinstance(window, int) else tuple(window)
-    strides = window if strides is None else strides
-    strides = (strides,) * n if isinstance(strides, int) else tuple(strides)
+    window = per_dimension("window", window, n)
+    strides = window if strides is None else per_dimension("strides", strides, n)
     space = x.shape[1:-1]
     if any(k > size for k, size in zip(window, space, strict=True)):
         raise ValueError(f"max_pool: window {window} is larger than the input {space}")
