@@ -59,7 +59,7 @@ def serve(prepare: Callable[[Workload], tuple[Callable[[], None], dict]]) -> Non
     began = time.perf_counter()
     one_round, facts = prepare(WORKLOADS[sys.argv[1]])
     one_round()
-    ready = {"first_round_s": time.perf_counter() - began, **facts}
+    ready = {"first_round_s": round(time.perf_counter() - began, 2), **facts}
     print(json.dumps(ready), flush=True)
     for _ in sys.stdin:
         began = time.perf_counter()

@@ -39,9 +39,9 @@ def scheduled(
 ) -> Pruner:
     """Prunes the lowest scores as a schedule says.
 
-    is evaluated in float32, so where d (1 - s) lies within about 3e-7 d of a half the count may
-    is evaluated in float32, so where d (1 - s) lies within about 3e-7 d of a half the count may be
-    one off the real-valued formula.
+    Of d prunable weights, exactly keep = round(d (1 - s)) stay (rounding half to even). The
+    schedule is evaluated in float32, so where d (1 - s) lies within about 3e-7 d of a half the
+    count may be one off the real-valued formula.
 
     Args:
       schedule: round -> sparsity s.
