@@ -114,6 +114,30 @@ def spread(fn: Callable, layout: Layout, per_arm: tuple[Any, ...]) -> Callable:
     return jax.shard_map(fn, mesh=layout.mesh, in_specs=specs, out_specs=jax.P(ARMS))
 
 
+def finished(compiled: Callable, layout: Layout) -> Callable:
+    """``compiled``, returning only when its results are there if it runs on several CPU devices.
+
+    XLA's CPU devices share one pool of threads. While a program is under way, small operations on
+    its results can take all threads of the pool on one device and wait there for the other devices,
+    which then never get a thread: XLA kills the process after 40 seconds (seen with JAX 0.10).
+    """
+    platform = layout.mesh.devices.flat[0].platform
+    if platform != "cpu" or layout.mesh.size == 1:
+        return compiled
+    return _Blocking(compiled)
+
+
+class _Blocking:
+    """A compiled function that waits for its results, with the ``lower`` of the original."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+        self.lower = compiled.lower
+
+    def __call__(self, *args: Any) -> Any:
+        return jax.block_until_ready(self._compiled(*args))
+
+
 def accumulate(
     contribution: Callable[[PyTree, jax.Array], Total],
     shared: PyTree,

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from fedprune.writer import Row
+from fedprune.writer import Row, write_json
 
 LEVEL = 0.95
 STYLE: Any = {
@@ -73,6 +73,15 @@ def curves(rows: Sequence[Row], arm: str, column: str) -> tuple[np.ndarray, np.n
 def final(rows: Sequence[Row], arm: str, column: str) -> np.ndarray:
     """An arm's last recorded value of a column for every seed, [seeds]."""
     return curves(rows, arm, column)[1][:, -1]
+
+
+def late_change(rows: Sequence[Row], arm: str, column: str = "test_accuracy") -> float:
+    """Mean of a column over the last tenth of the rounds minus that over the tenth before."""
+    rounds, values = curves(rows, arm, column)
+    mean, tenth = values.mean(0), rounds[-1] / 10
+    late = rounds > rounds[-1] - tenth
+    before = ~late & (rounds > rounds[-1] - 2 * tenth)
+    return float(mean[late].mean() - mean[before].mean()) if before.any() else float("nan")
 
 
 def judge(difference: Sequence[float] | np.ndarray, above: float) -> tuple[bool | None, Interval]:
@@ -167,10 +176,7 @@ def accuracy_figure(
         axes.plot(marks, [0.015] * len(marks), "^", color="0.35", ms=5, clip_on=False,
                   transform=axes.get_xaxis_transform(), label="pruning step")  # fmt: skip
         figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=8)
-        for suffix in ("png", "svg"):
-            metadata: Any = {"Date": None} if suffix == "svg" else {}
-            figure.savefig(path.with_suffix(f".{suffix}"), dpi=200, metadata=metadata)
-        plt.close(figure)
+        save(figure, path)
 
 
 def accuracy_limits(rows: Sequence[Row], arms: Sequence[str]) -> tuple[float, float]:
@@ -178,3 +184,105 @@ def accuracy_limits(rows: Sequence[Row], arms: Sequence[str]) -> tuple[float, fl
     means = [100 * curves(rows, arm, "test_accuracy")[1].mean(0) for arm in arms]
     late = np.concatenate([mean[len(mean) // 6 :] for mean in means])
     return 10 * np.floor(late.min() / 10), 10 * np.floor(late.max() / 10) + 10
+
+
+def partition_figure(path: Path, counts: np.ndarray, names: Sequence[str], title: str) -> None:
+    """How many examples of each class every client holds, as stacked bars.
+
+    Args:
+      path: without suffix; a PNG and an SVG are written.
+      counts: [K, classes] examples.
+      names: of the classes.
+      title: above the axes.
+    """
+    clients, classes = counts.shape
+    left = np.cumsum(counts, 1) - counts
+    with plt.rc_context(STYLE):
+        size = (5.6, min(9.0, 1.2 + 0.16 * max(clients, classes)))
+        figure, axes = plt.subplots(figsize=size, layout="constrained")
+        colours = plt.get_cmap("turbo")(np.linspace(0.03, 0.97, classes))
+        for c, name in enumerate(names):
+            axes.barh(np.arange(clients), counts[:, c], 0.85, left[:, c], color=colours[c],
+                      label=name, lw=0)  # fmt: skip
+        axes.set(xlabel="training examples", ylabel="client", title=title)
+        axes.set_ylim(clients - 0.4, -0.6)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(frameon=False, loc="outside right upper", fontsize=7, title="class")
+        save(figure, path)
+
+
+def write_run(
+    folder: Path,
+    experiment: str,
+    config: Mapping[str, Any],
+    rows: Sequence[Row],
+    arms: Sequence[str],
+    tables: Mapping[str, str],
+    verdicts: Sequence[Verdict],
+    claims: str,
+) -> str:
+    """Writes ``summary.json`` and ``report.md``.
+
+    Args:
+      folder: the run directory.
+      experiment: its name.
+      config: the configuration as plain nested values.
+      rows: of the run.
+      arms: names of all arms.
+      tables: heading -> table; the report shows them in this order.
+      verdicts: of the claims.
+      claims: heading of the claims.
+
+    Returns:
+      The text of the report.
+    """
+    write_json(
+        folder / "summary.json",
+        {
+            "experiment": experiment,
+            "variant": config["variant"],
+            "config": config,
+            "arms": [arm_summary(rows, arm) for arm in arms],
+            "tables": dict(tables),
+            "claims": [v._asdict() for v in verdicts],
+        },
+    )
+    sections = [*tables.items(), (claims, verdict_table(verdicts))]
+    text = "\n\n".join(f"{heading}\n\n{body}" for heading, body in sections if body) + "\n"
+    (folder / "report.md").write_text(text)
+    return text
+
+
+def line_figure(
+    path: Path,
+    x: Sequence[float],
+    lines: Mapping[str, Sequence[np.ndarray]],
+    xlabel: str,
+    ylabel: str,
+) -> None:
+    """Means with 95 % intervals over seeds against a number.
+
+    Args:
+      path: without suffix; a PNG and an SVG are written.
+      x: of the points.
+      lines: legend -> the values of every seed at every x.
+      xlabel: below the axes.
+      ylabel: beside them.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(4.2, 3.5), layout="constrained")
+        colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, len(lines)))
+        for (label, values), colour in zip(lines.items(), colours, strict=True):
+            mean, half = np.array([interval(v) for v in values]).T
+            axes.errorbar(x, mean, half, color=colour, label=label, marker="o", ms=3, capsize=2)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.grid(alpha=0.25, lw=0.6)
+        figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8)
+        save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """As PNG and as SVG, with nothing in them that differs between equal runs; then closes it."""
+    figure.savefig(path.with_suffix(".png"), dpi=200)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    plt.close(figure)

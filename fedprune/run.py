@@ -130,7 +130,8 @@ def program(
             return lax.map(here, arms)
         return lax.map(here, arms, batch_size=arms_per_chunk)
 
-    return jax.jit(mesh.spread(on_device, layout, per_arm=(True, False, False)))
+    compiled = jax.jit(mesh.spread(on_device, layout, per_arm=(True, False, False)))
+    return mesh.finished(compiled, layout)
 
 
 def start(

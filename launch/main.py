@@ -114,9 +114,15 @@ def _allowed(path: str) -> str:
 
 
 def _set_devices(devices: int) -> None:
-    """Virtual CPU devices have to be asked for before JAX starts; accelerators ignore this."""
+    """What has to be set before JAX starts: virtual CPU devices, which accelerators ignore.
+
+    XLA kills a program in which one CPU device waits 40 seconds for another. A client's training
+    may well take longer, so the limit is raised, unless the user set it.
+    """
     import jax
 
+    limit = "--xla_cpu_collective_call_terminate_timeout_seconds=86400"
+    os.environ["XLA_FLAGS"] = f"{limit} {os.environ.get('XLA_FLAGS', '')}"
     jax.config.update("jax_num_cpu_devices", devices or min(8, len(os.sched_getaffinity(0))))
 
 

@@ -1,6 +1,9 @@
 """The same rounds on 1, 2, 4 and 8 devices, and what the compiled program communicates."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -122,3 +125,34 @@ def test_arms_on_a_second_axis_change_nothing():
     together = two(fp.mesh.make(clients=4, arms=2, reduction="strict"))
     alone = two(fp.mesh.make(clients=4, arms=1, reduction="strict"))
     assert same(together, alone)
+
+
+UNEVEN = """
+import jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_num_cpu_devices", 2)
+from jax import lax
+from fedprune import mesh
+layout = mesh.make(clients=1, arms=2)
+def on_device(x):
+    steps = jnp.where(lax.axis_index("arms") == 0, 5, 60)
+    return lax.fori_loop(0, steps, lambda _, a: 1e-3 * (a @ a), x[0])[None]
+program = mesh.finished(jax.jit(mesh.spread(on_device, layout, (True,))), layout)
+x, history = jnp.ones((2, 300, 300)), []
+for _ in range(40):
+    x = program(x)
+    history.append([1 - x[:, 0, 0] / x[0, 0, 0], 100 * x[:, 1, 1]])
+print(np.array(history).shape)
+"""
+
+
+def test_small_operations_between_calls_do_not_deadlock():
+    """Arms of unequal speed on two devices; without ``mesh.finished``, JAX 0.10 aborts here."""
+    result = subprocess.run(
+        [sys.executable, "-c", UNEVEN],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.strip() == "(40, 2, 2)"
