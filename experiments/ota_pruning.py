@@ -15,7 +15,8 @@ Variants, with their time on 2 cores:
 The network is a CNN of 26,698 weights (8 and 16 filters of 3×3, 32 hidden units); the uplink is
 over the air at 10 dB with the SNR referred to the receiver. P0 names no optimizer, so ours is
 stated: SGD with momentum 0.9 at learning rate 0.1, with which the unpruned network passes 80 %
-(``fast``) and 85 % (``fashion``).
+(``fast``), and at 0.15 in ``fashion``, with which it passes 85 %. Both were chosen on the unpruned
+network with seed 0.
 
 What is compared, fixed before any result was seen:
 
@@ -101,6 +102,7 @@ def get_config(variant: str = "fast") -> OtaPruning:
     config.pruning.schedule = "iterative"
     if variant == "fashion":
         config.data.name, config.data.clients = "fashion_mnist", 100
+        config.local.lr = 0.15
         config.methods = ("one-shot", "one-shot-first", "iterative", "client")
         config.pruning.start, config.pruning.every = 8, 6
         config.run.rounds, config.run.every, config.run.save_every = 48, 2, 1
@@ -152,7 +154,7 @@ def arms(config: OtaPruning) -> list[Arm]:
     cohort = {"full": 0, "half": max(1, config.data.clients // 2)}
     found = []
     for c in conditions(config):
-        overrides = {"cohort.size": cohort[c.who], "pruning.ratio": c.ratio}
+        overrides: dict[str, float | str] = {"cohort.size": cohort[c.who], "pruning.ratio": c.ratio}
         if c.how.startswith("one-shot"):
             overrides |= {"pruning.start": _pruned_at(config, c.how)[0], "pruning.steps": 1}
         if c.how == "client":

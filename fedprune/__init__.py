@@ -7,6 +7,7 @@ from fedprune import local as local
 from fedprune import mesh as mesh
 from fedprune import models as models
 from fedprune import nn as nn
+from fedprune import payload as payload
 from fedprune import prune as prune
 from fedprune import rng as rng
 from fedprune import round as round

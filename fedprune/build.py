@@ -11,24 +11,44 @@ from collections.abc import Callable
 import jax
 import optax
 
+from fedprune import channel, data, link, local, mesh, models, prune, server
 from fedprune import config as cfg
-from fedprune import data, link, local, mesh, models, prune, server
 from fedprune import round as rounds
 from fedprune.data.partition import Partitioner
-from fedprune.types import Model, Pruner, Uplink
+from fedprune.types import Model, Pruner, Server, Uplink
 
-PARTITIONERS: dict[str, Callable[[cfg.Data], Partitioner]] = {
-    "iid": lambda d: data.iid(d.clients),
-    "dirichlet": lambda d: data.dirichlet(d.clients, d.alpha),
+PARTITIONERS: dict[str, Callable[[cfg.Data, data.Dataset], Partitioner]] = {
+    "iid": lambda d, _: data.iid(d.clients),
+    "dirichlet": lambda d, _: data.dirichlet(d.clients, d.alpha),
+    "label_k": lambda d, _: data.label_k(d.clients, d.classes_per_client),
+    "shards": lambda d, _: data.shards(d.clients, d.shards_per_client),
+    "group": lambda d, dataset: _by_group(d, dataset),
 }
 MODELS: dict[str, Callable[[cfg.Model, int, tuple[int, ...]], Model]] = {
     "mlp": lambda m, classes, shape: models.mlp(m.hidden, classes, shape),
     "cnn": lambda m, classes, shape: models.cnn(m.filters, m.kernel, m.hidden, classes, shape),
+    "signal": lambda m, classes, shape: models.signal(
+        m.filters, m.kernel, m.stem_kernel, m.stem_stride, m.hidden, classes, shape
+    ),
+    "resnet18": lambda m, classes, shape: models.resnet18(
+        classes, shape, m.norm, m.groups, m.statistics, m.widths
+    ),
 }
 OPTIMIZERS: dict[str, Callable[[cfg.Local], optax.GradientTransformation]] = {
     "sgd": lambda c: optax.sgd(c.lr),
     "momentum": lambda c: optax.sgd(c.lr, c.momentum),
     "adam": lambda c: optax.adam(c.lr),
+}
+DECAYS: dict[str, Callable[[cfg.Local, int], local.Decay | None]] = {
+    "constant": lambda c, rounds: None,
+    "cosine": lambda c, rounds: local.decay.cosine(rounds, c.schedule_end),
+    "exponential": lambda c, rounds: local.decay.exponential(rounds, c.schedule_end),
+    "step": lambda c, rounds: local.decay.step(c.schedule_every, c.schedule_factor),
+}
+SERVERS: dict[str, Callable[[cfg.Server], Server]] = {
+    "average": lambda s: server.average(s.lr),
+    "momentum": lambda s: server.momentum(s.lr, s.momentum),
+    "adam": lambda s: server.adam(s.lr, s.momentum, s.b2, s.epsilon),
 }
 SCHEDULES: dict[str, Callable[[cfg.Pruning], prune.Schedule]] = {
     "one_shot": lambda p: prune.one_shot(p.ratio, p.start),
@@ -38,8 +58,28 @@ SCHEDULES: dict[str, Callable[[cfg.Pruning], prune.Schedule]] = {
 }
 UPLINKS: dict[str, Callable[[cfg.Uplink], Uplink]] = {
     "ideal": lambda u: link.ideal(),
-    "over_the_air": lambda u: link.over_the_air(u.snr_db, u.normalisation, u.packing),
+    "over_the_air": lambda u: link.over_the_air(
+        u.snr_db, u.normalisation, u.packing, fading(u), u.threshold, u.power, u.bandwidth
+    ),
 }
+
+
+def partitioner(d: cfg.Data, dataset: data.Dataset) -> Partitioner:
+    """Who owns which examples of a dataset.
+
+    Raises:
+      ConfigError: groups are asked for that the dataset does not have, or cannot be divided so.
+    """
+    return PARTITIONERS[d.partition](d, dataset)
+
+
+def _by_group(d: cfg.Data, dataset: data.Dataset) -> Partitioner:
+    if dataset.group_train is None or dataset.group_test is None:
+        raise cfg.ConfigError(f"data.partition='group': {dataset.name} has no natural groups")
+    try:
+        return data.by_group(dataset.group_train, dataset.group_test, d.clients)
+    except ValueError as e:
+        raise cfg.ConfigError(f"data.{e}") from e
 
 
 def model(config: cfg.Config, dataset: data.Dataset) -> Model:
@@ -49,12 +89,24 @@ def model(config: cfg.Config, dataset: data.Dataset) -> Model:
       ConfigError: if its layers do not fit the examples.
     """
     shape = dataset.x_train.shape[1:]
-    built = MODELS[config.model.name](config.model, dataset.classes, shape)
     try:
+        built = MODELS[config.model.name](config.model, dataset.classes, shape)
         jax.eval_shape(built.init, jax.random.key(0))
     except ValueError as e:
         raise cfg.ConfigError(f"model.{config.model.name}: does not fit {shape} inputs: {e}") from e
     return built
+
+
+def fading(u: cfg.Uplink) -> channel.Fading | None:
+    """None for pure AWGN."""
+    if u.fading == "none":
+        return None
+    return channel.block_fading(
+        antennas=u.antennas,
+        rician=u.rician if u.fading == "rician" else 0.0,
+        csi_error=u.csi_error,
+        annulus=(u.nearest, u.farthest) if u.farthest else None,
+    )
 
 
 def pruner(p: cfg.Pruning) -> Pruner | None:
@@ -70,17 +122,28 @@ def algorithm(config: cfg.Config, network: Model, layout: mesh.Layout) -> rounds
     return rounds.build(
         local=local.sgd(
             network,
-            OPTIMIZERS[c.local.optimizer](c.local),
+            local.adjusted(
+                OPTIMIZERS[c.local.optimizer](c.local),
+                weight_decay=_unless_zero(c.local.weight_decay),
+                clip=_unless_zero(c.local.clip),
+            ),
             batch=c.local.batch,
             steps=c.local.steps or None,
             epochs=c.local.epochs or None,
+            prox=_unless_zero(c.local.prox),
+            decay=DECAYS[c.local.schedule](c.local, c.run.rounds),
         ),
         uplink=UPLINKS[c.uplink.link](c.uplink),
-        server=server.average(c.server.lr),
+        server=SERVERS[c.server.optimizer](c.server),
         participation=server.uniform(c.data.clients, c.cohort.size or c.data.clients),
         pruner=pruner(c.pruning),
         layout=layout,
     )
+
+
+def _unless_zero(value: jax.Array | float) -> jax.Array | float | None:
+    """None for the number 0, which leaves a term out of the program; tracers stay."""
+    return None if isinstance(value, int | float) and value == 0 else value
 
 
 def layout(config: cfg.Mesh, arms: int) -> mesh.Layout:

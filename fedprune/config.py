@@ -39,11 +39,20 @@ class Data:
     name: str = spec(
         "fashion_mnist_10k",
         "dataset",
-        choices=("fashion_mnist_10k", "fashion_mnist", "mnist"),
+        choices=("fashion_mnist_10k", "fashion_mnist", "mnist", "cifar10", "bearing"),
     )
     dir: str = spec("", "folder of prepared or raw datasets; empty: $FEDPRUNE_DATA")
-    partition: str = spec("iid", "how examples are split", choices=("iid", "dirichlet"))
+    download: str = spec(
+        "no", "whether a set that is not found is downloaded through TFDS", choices=("no", "yes")
+    )
+    partition: str = spec(
+        "iid",
+        "how examples are split",
+        choices=("iid", "dirichlet", "label_k", "shards", "group"),
+    )
     alpha: float = spec(0.3, "concentration of the Dirichlet partition", above=0)
+    classes_per_client: int = spec(2, "classes of a client (label_k)", low=1, high=256)
+    shards_per_client: int = spec(2, "shards of a client (shards)", low=1, high=1_000_000)
     clients: int = spec(20, "clients in the federation, K", low=1, high=1_000_000)
 
 
@@ -51,10 +60,25 @@ class Data:
 class Model:
     """The network."""
 
-    name: str = spec("cnn", "architecture", choices=("cnn", "mlp"))
-    filters: tuple[int, ...] = spec((8, 16), "filters of each convolution block (cnn)", low=1)
-    kernel: int = spec(3, "kernel size of the convolutions (cnn)", low=1, high=15)
+    name: str = spec("cnn", "architecture", choices=("cnn", "mlp", "signal", "resnet18"))
+    filters: tuple[int, ...] = spec(
+        (8, 16), "filters of each convolution block (cnn, signal)", low=1
+    )
+    kernel: int = spec(3, "kernel size of the convolutions (cnn, signal)", low=1, high=15)
+    stem_kernel: int = spec(64, "taps of the first convolution (signal)", low=1, high=4096)
+    stem_stride: int = spec(8, "stride of the first convolution (signal)", low=1, high=4096)
     hidden: tuple[int, ...] = spec((32,), "widths of the hidden dense layers", low=1)
+    widths: tuple[int, ...] = spec(
+        (64, 128, 256, 512), "filters of each stage (resnet18)", low=1, high=65536
+    )
+    norm: str = spec("group", "normalisation (resnet18)", choices=("group", "batch"))
+    groups: int = spec(32, "groups of channels (group norm)", low=1)
+    statistics: str = spec(
+        "exchanged",
+        "what the evaluation normalises by (batch norm): running statistics that are trained, sent"
+        " and averaged with the weights, or each batch's own",
+        choices=("exchanged", "batch"),
+    )
 
 
 @dataclass
@@ -67,6 +91,27 @@ class Local:
     steps: int = spec(5, "steps a round, or 0 to use epochs", low=0, high=1_000_000)
     epochs: int = spec(0, "epochs a round, or 0 to use steps", low=0, high=100_000)
     batch: int = spec(32, "examples a step", low=1, high=1_000_000)
+    prox: float = spec(0.0, "mu of FedProx's proximal term; 0: none", low=0, high=1e6, traced=True)
+    weight_decay: float = spec(
+        0.0, "factor on kernels that is added to their gradient", low=0, high=1e3, traced=True
+    )
+    clip: float = spec(0.0, "largest norm of the gradient; 0: no clipping", low=0, high=1e30)
+    schedule: str = spec(
+        "constant",
+        "learning rate against the round",
+        choices=("constant", "cosine", "exponential", "step"),
+    )
+    schedule_end: float = spec(
+        0.01,
+        "share of the learning rate left in the last round (cosine, exponential)",
+        low=0,
+        high=1,
+        traced=True,
+    )
+    schedule_every: int = spec(100, "rounds between drops (step)", low=1, traced=True)
+    schedule_factor: float = spec(
+        0.1, "factor on the learning rate at each drop (step)", low=0, high=1, traced=True
+    )
 
 
 @dataclass
@@ -107,13 +152,42 @@ class Uplink:
         choices=("none", "common", "device", "receiver"),
     )
     packing: str = spec("complex", "weights per symbol: two or one", choices=("complex", "real"))
+    fading: str = spec("none", "small-scale fading", choices=("none", "rayleigh", "rician"))
+    rician: float = spec(3.0, "line of sight over scattered power (rician)", low=0, traced=True)
+    antennas: int = spec(1, "receive antennas", low=1, high=4096)
+    csi_error: float = spec(
+        0.0, "variance of the channel estimate's error, relative to the gain", low=0, traced=True
+    )
+    threshold: float = spec(
+        0.0, "clients with an estimated power gain below this stay silent", low=0, traced=True
+    )
+    nearest: float = spec(0.0, "distance of the nearest client in m; 0: no path loss", low=0)
+    farthest: float = spec(0.0, "distance of the farthest client in m", low=0)
+    power: float = spec(1.0, "power budget of a client in W", above=0, traced=True)
+    bandwidth: float = spec(1e6, "channel uses a second", above=0, traced=True)
 
 
 @dataclass
 class Server:
     """The step of the global model."""
 
-    lr: float = spec(1.0, "server learning rate; 1 is averaging", low=0, high=1e3, traced=True)
+    optimizer: str = spec(
+        "average", "step along the mean update", choices=("average", "momentum", "adam")
+    )
+    lr: float = spec(
+        1.0,
+        "server learning rate; 1 is averaging, adam wants far less",
+        low=0,
+        high=1e3,
+        traced=True,
+    )
+    momentum: float = spec(
+        0.9, "momentum; of the mean update's average (adam: b1)", low=0, below=1, traced=True
+    )
+    b2: float = spec(0.99, "decay of the squares' average (adam)", low=0, below=1, traced=True)
+    epsilon: float = spec(
+        1e-3, "added to the root of the squares' average (adam)", above=0, high=1e3, traced=True
+    )
 
 
 @dataclass
@@ -292,6 +366,29 @@ def _validate_together(c: Config) -> None:
             f"pruning.start={p.start}: the last pruning step falls in round {last}, but must come"
             f" before run.rounds={c.run.rounds}",
         )
+    require(
+        c.local.schedule != "exponential" or c.local.schedule_end > 0,
+        f"local.schedule_end={c.local.schedule_end}: must be above 0 for the exponential schedule",
+    )
+    if c.model.name == "resnet18" and c.model.norm == "group":
+        require(
+            all(width % c.model.groups == 0 for width in c.model.widths),
+            f"model.widths={c.model.widths!r}: must be multiples of model.groups={c.model.groups}",
+        )
+    u = c.uplink
+    require(
+        u.nearest <= u.farthest,
+        f"uplink.nearest={u.nearest}: must be at most uplink.farthest={u.farthest}",
+    )
+    require(
+        u.nearest > 0 or u.farthest == 0,
+        f"uplink.nearest={u.nearest}: must be above 0 where uplink.farthest={u.farthest} is given",
+    )
+    require(
+        u.fading != "none" or (u.antennas, u.csi_error, u.farthest) == (1, 0.0, 0.0),
+        f"uplink.fading={u.fading!r}: must be rayleigh or rician for uplink.antennas={u.antennas},"
+        f" uplink.csi_error={u.csi_error}, uplink.farthest={u.farthest}",
+    )
     if c.model.name == "cnn":
         require(
             len(c.model.filters) <= 4,

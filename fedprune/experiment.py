@@ -7,6 +7,7 @@ weights, batches, cohorts and noise, so arms of equal seed are paired.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
@@ -47,15 +48,22 @@ def plan(config: cfg.Config, arms: Sequence[cfg.Arm]) -> Plan:
             cfg.validate(cfg.override(config, arm.overrides))
         except cfg.ConfigError as e:
             raise cfg.ConfigError(f"{e} (arm {arm.name})") from e
-    dataset = data.load(config.data.name, config.data.dir or None)
+    dataset = data.load(
+        config.data.name, config.data.dir or None, download=config.data.download == "yes"
+    )
     groups: dict[tuple, list[cfg.Arm]] = {}
     traced = cfg.traced_paths(config)
     for arm in arms:
         static = tuple(sorted((k, v) for k, v in arm.overrides.items() if k not in traced))
         groups.setdefault(static, []).append(arm)
+    configs = [cfg.override(config, dict(static)) for static in groups]
+    for wanted in {dataclasses.astuple(c.data): c.data for c in configs}.values():
+        partition = build.partitioner(wanted, dataset)(dataset.y_train, dataset.y_test, 0)
+        table = data.summary(partition, dataset.y_train, dataset.y_test)
+        log.info("partition %s of seed 0:\n%s", wanted.partition, table)
     programs = [
-        _program(f"program{i}", cfg.override(config, dict(static)), group, dataset)
-        for i, (static, group) in enumerate(groups.items())
+        _program(f"program{i}", changed, group, dataset)
+        for i, (changed, group) in enumerate(zip(configs, groups.values(), strict=True))
     ]
     return Plan(config, dataset, programs)
 
@@ -79,7 +87,7 @@ def _program(
 
     @functools.cache
     def federation() -> data.Federation:
-        split = build.PARTITIONERS[config.data.partition](config.data)
+        split = build.partitioner(config.data, dataset)
         by_seed = [split(dataset.y_train, dataset.y_test, s) for s in range(config.run.seeds)]
         return data.federate(dataset, [by_seed[label.seed] for label in labels])
 

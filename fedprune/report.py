@@ -206,7 +206,7 @@ def partition_figure(path: Path, counts: np.ndarray, names: Sequence[str], title
                       label=name, lw=0)  # fmt: skip
         axes.set(xlabel="training examples", ylabel="client", title=title)
         axes.set_ylim(clients - 0.4, -0.6)
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         figure.legend(frameon=False, loc="outside right upper", fontsize=7, title="class")
         save(figure, path)
 

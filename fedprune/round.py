@@ -92,7 +92,8 @@ def build(
     """Composes the stages into a round.
 
     Clients are weighted by their number of examples D_k. A client whose update or loss is not
-    finite, or who has no examples, contributes nothing; if nobody contributes the model stays.
+    finite, who has no examples, or whose channel is too weak to send, contributes nothing; if
+    nobody contributes the model stays.
 
     Args:
       local: trains one client.
@@ -117,24 +118,26 @@ def build(
             mask, pruner_state = pruner.update(state.pruner, state.params, t)
         broadcast = tree.apply_mask(mask, state.params)
         ids = participation.select(rng.stream(key, "cohort", t))
+        air = uplink.prepare(key, t, ids)
 
         def contribution(shared, position: jax.Array) -> Total:
-            broadcast, mask, clients, ids, key, t = shared
+            broadcast, mask, clients, ids, air, key, t = shared
             k = ids[position]
+            heard, channel = jax.tree.map(lambda leaf: leaf[position], air)
             client = clients.client(k)
-            delta, info = local(rng.stream(key, "local", t, k), broadcast, mask, client)
+            delta, info = local(rng.stream(key, "local", t, k), t, broadcast, mask, client)
             weight = client.size.astype(jnp.float32)
-            sent = uplink.encode(delta, mask, weight)
+            sent = uplink.encode(channel, delta, mask, weight)
             finite = tree.all_finite((delta, sent, info.loss))
             one, none = jnp.ones_like(weight), jnp.zeros_like(weight)
             part = Total((sent.sum, _Tally(weight, weight * info.loss, one, none)), sent.max)
-            counts = finite & (client.size > 0)
+            counts = finite & (client.size > 0) & heard
             part = tree.where(counts, part, mesh.identity(part))
             signal, tally = part.sum
-            excluded = jnp.where(finite | (client.size == 0), none, one)
+            excluded = jnp.where(heard & (client.size > 0) & ~finite, one, none)
             return Total((signal, tally._replace(excluded=excluded)), part.max)
 
-        shared = (broadcast, mask, clients, ids, key, t)
+        shared = (broadcast, mask, clients, ids, air, key, t)
         total = mesh.accumulate(contribution, shared, participation.size, layout)
         received, tally = total.sum
         update, cost = uplink.finish(rng.stream(key, "uplink", t), Total(received, total.max), mask)

@@ -55,6 +55,17 @@ def match_path(predicate: Callable[[str, Any], bool], params: Params) -> PyTree:
     )
 
 
+def statistics_of(source: Params, params: Params) -> Params:
+    """``params``, with the running statistics of ``source`` in place of its own.
+
+    Statistics are the leaves below a part "statistics" of their path, such as
+    "BatchNorm_0/statistics/mean".
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, s, p: s if "statistics" in path_name(path).split("/") else p, source, params
+    )
+
+
 def path_name(path: tuple[Any, ...]) -> str:
     """A leaf's path as "layer/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

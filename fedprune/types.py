@@ -28,6 +28,12 @@ class Model(NamedTuple):
     """key -> params"""
     apply: Callable[[Params, jax.Array], jax.Array]
     """(params, x [b, ...]) -> logits [b, classes]"""
+    train: Callable[[Params, jax.Array], tuple[jax.Array, Params]] | None = None
+    """For networks with running statistics (batch normalisation): (params, x [b, ...]) ->
+    (logits [b, classes], params in which the statistics have taken in this batch). Statistics are
+    the leaves below a part "statistics" of their path. They are part of ``params``, so they are
+    sent, averaged and billed as weights are, but no optimizer steps them (``tree.statistics_of``).
+    Local training uses it in place of ``apply`` where it is given."""
 
 
 class Client(NamedTuple):
@@ -79,11 +85,11 @@ class LocalInfo(NamedTuple):
     """[] mean training loss over the local steps"""
 
 
-LocalUpdate = Callable[[Key, Params, Mask, Client], tuple[Params, LocalInfo]]
-"""Trains ONE client: (key, params, mask, client) -> (delta, info). The round vmaps it.
+LocalUpdate = Callable[[Key, jax.Array, Params, Mask, Client], tuple[Params, LocalInfo]]
+"""Trains ONE client: (key, t, params, mask, client) -> (delta, info). The round vmaps it.
 
-``params`` is the model that the client received and delta is trained weights minus ``params``; both
-are zero where ``mask`` is False.
+``t`` [] int32 is the round, counted from 0. ``params`` is the model that the client received and
+delta is trained weights minus ``params``; both are zero where ``mask`` is False.
 """
 
 
@@ -108,6 +114,15 @@ class Total(NamedTuple):
     """leaves of which the largest counts, identity -inf"""
 
 
+class Air(NamedTuple):
+    """What a round's uplink knows of its cohort before anybody trains: its channels."""
+
+    active: jax.Array
+    """[S] bool: does the client's channel allow it to send?"""
+    state: PyTree
+    """leaves [S, ...], one slice a client: whatever the uplink's ``encode`` needs"""
+
+
 class Cost(NamedTuple):
     """What one round's uplink used."""
 
@@ -117,13 +132,19 @@ class Cost(NamedTuple):
     """[] int32, real scalars sent beside the symbols, both directions"""
     noise_variance: jax.Array
     """[] float32, receiver noise variance per received weight of the mean update"""
+    seconds: jax.Array
+    """[] float32, time on the air"""
+    energy: jax.Array
+    """[] float32, joules that all clients together sent"""
 
 
 class Uplink(NamedTuple):
     """Clients to server, as a commutative accumulation over clients."""
 
-    encode: Callable[[Params, Mask, jax.Array], Total]
-    """(delta, mask, weight []) -> one client's contribution"""
+    prepare: Callable[[Key, jax.Array, jax.Array], Air]
+    """(root key of the run, round [] int32, cohort's ids [S]) -> the cohort's channels"""
+    encode: Callable[[PyTree, Params, Mask, jax.Array], Total]
+    """(one client's slice of ``Air.state``, delta, mask, weight []) -> its contribution"""
     finish: Callable[[Key, Total, Mask], tuple[Params, Cost]]
     """(key, total over the cohort, mask) -> (estimate of the weighted mean delta, cost)"""
 

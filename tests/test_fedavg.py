@@ -211,7 +211,9 @@ def test_epochs_go_through_every_example_once():
     )
     for k in range(4):
         size = int(clients.size[k])
-        delta, info = jax.jit(local)(jax.random.key(k), jnp.zeros(total), None, clients.client(k))
+        delta, info = jax.jit(local)(
+            jax.random.key(k), jnp.int32(0), jnp.zeros(total), None, clients.client(k)
+        )
         seen = -np.asarray(delta)[np.asarray(clients.rows)[k, :size]]
         # Per epoch each example moves its weight by 1 over the size of the batch it fell into.
         batches = [5] * (size // 5) + [size % 5] * (size % 5 > 0)

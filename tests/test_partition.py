@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies
 from scipy import stats
 
-from fedprune import data
+from fedprune import data, report
 
 CLASSES = 6
 Y_TRAIN = np.random.default_rng(0).permutation(np.repeat(np.arange(CLASSES), 100)).astype(np.uint8)
@@ -71,7 +72,17 @@ def test_dirichlet_alpha_below_every_float_draw():
         assert ((counts(parts, Y_TRAIN) > 90).sum(0) == 1).all()
 
 
-@pytest.mark.parametrize("split", [data.iid(9), data.dirichlet(9, 0.5)], ids=("iid", "dirichlet"))
+@pytest.mark.parametrize(
+    "split",
+    [
+        data.iid(9),
+        data.dirichlet(9, 0.5),
+        data.label_k(9, 2),
+        data.shards(9, 2),
+        data.by_group(Y_TRAIN, Y_TEST, 12),
+    ],
+    ids=("iid", "dirichlet", "label_k", "shards", "group"),
+)
 def test_seed_decides(split):
     first = split(Y_TRAIN, Y_TEST, 5)
     np.random.seed(0)  # noqa: NPY002 - the global state must not matter
@@ -152,6 +163,216 @@ def test_alpha_must_be_positive(alpha):
         data.dirichlet(3, alpha)
 
 
+# Exactly k classes -----
+
+
+def sizes(parts):
+    return np.array([len(part) for part in parts])
+
+
+@pytest.mark.parametrize(
+    ("clients", "k"), [(6, 1), (3, 2), (2, 3), (1, 6), (7, 1), (10, 4), (5, 6), (50, 2), (100, 3)]
+)
+def test_label_k(clients, k):
+    partition = data.label_k(clients, k)(Y_TRAIN, Y_TEST, 3)
+    for parts, y in zip(partition, (Y_TRAIN, Y_TEST), strict=True):
+        assert len(parts) == clients
+        covers(parts, len(y))
+    train, test = counts(partition.train, Y_TRAIN), counts(partition.test, Y_TEST)
+    assert ((train > 0).sum(1) == k).all()
+    assert (train > 0).any(0).all()
+    assert (train[test > 0] > 0).all()  # tested only on classes that it trains on
+    holders = (train > 0).sum(0)
+    assert holders.max() - holders.min() <= 1
+    for c in range(CLASSES):
+        for n in (train[:, c], test[:, c]):
+            held = n[train[:, c] > 0]
+            assert held.max() - held.min() <= 1
+    low, high = (k * (100 // n) for n in (holders.max(), holders.min()))
+    assert (low <= sizes(partition.train)).all()
+    assert (sizes(partition.train) <= high + k).all()
+
+
+def test_label_k_is_exclusive_where_it_can_be():
+    """clients · k = C: one holder a class, as in P4."""
+    train = counts(data.label_k(3, 2)(Y_TRAIN, Y_TEST, 0).train, Y_TRAIN)
+    np.testing.assert_array_equal(np.sort(train, axis=0)[:-1], 0)
+    np.testing.assert_array_equal(train.max(0), 100)
+
+
+def test_label_k_favours_nobody():
+    """Of 10 examples over 3 holders the fourth goes to any of them."""
+    y = np.zeros(10, int)
+    larger = {int(sizes(data.label_k(3, 1)(y, y, seed).train).argmax()) for seed in range(20)}
+    assert larger == {0, 1, 2}
+
+
+def test_label_k_divides_large_classes_more():
+    """Classes of 10, 20, 40, 80 give parts that are as equal as whole holders allow."""
+    y = np.repeat(np.arange(4), [10, 20, 40, 80])
+    partition = data.label_k(15, 1)(y, y, 0)
+    np.testing.assert_array_equal(sizes(partition.train), 10)
+    np.testing.assert_array_equal(sizes(partition.test), 10)
+
+
+def test_label_k_pairs_of_classes_are_random():
+    """Over seeds every pair of classes meets at some client."""
+    met = np.zeros((CLASSES, CLASSES))
+    for seed in range(30):
+        held = counts(data.label_k(3, 2)(Y_TRAIN, Y_TEST, seed).train, Y_TRAIN) > 0
+        met += held.T.astype(int) @ held
+    assert (met > 0).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(strategies.data())
+def test_label_k_ends_for_every_input(draw):
+    """It splits as promised, or says in one line that it cannot, and only where it cannot."""
+    size = draw.draw(strategies.lists(strategies.integers(1, 9), min_size=1, max_size=6))
+    clients, k = draw.draw(strategies.integers(1, 12)), draw.draw(strategies.integers(1, 7))
+    y = np.repeat(3 * np.arange(len(size)), size)
+    possible = (
+        k <= len(size) <= clients * k
+        and clients <= len(y)
+        and sum(min(n, clients) for n in size) >= clients * k
+    )
+    try:
+        parts = data.label_k(clients, k)(y, y[:0], 0).train
+    except ValueError as e:
+        message = str(e)
+    else:
+        message = None
+        covers(parts, len(y))
+        assert all(len(np.unique(y[part])) == k for part in parts)
+    assert (message is None) == possible
+    assert message is None or "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("clients", "k", "what"),
+    [
+        (3, 0, "classes_per_client=0 is not between 1 and 6 classes"),
+        (3, 7, "classes_per_client=7 is not between 1 and 6 classes"),
+        (2, 2, "leave some of the 6 classes without a client"),
+        (0, 2, "clients=0 is not between"),
+        (200, 6, "need more training examples"),
+    ],
+)
+def test_label_k_that_is_impossible(clients, k, what):
+    with pytest.raises(ValueError, match=what):
+        data.label_k(clients, k)(Y_TRAIN, Y_TEST, 0)
+
+
+# Shards -----
+
+
+@pytest.mark.parametrize(("clients", "each"), [(1, 1), (6, 1), (10, 2), (7, 3), (300, 2), (600, 1)])
+def test_shards(clients, each):
+    partition = data.shards(clients, each)(Y_TRAIN, Y_TEST, 3)
+    for parts, y in zip(partition, (Y_TRAIN, Y_TEST), strict=True):
+        assert len(parts) == clients
+        covers(parts, len(y))
+    n = sizes(partition.train)
+    shard = len(Y_TRAIN) / (clients * each)
+    assert (each * np.floor(shard) <= n).all()
+    assert (n <= each * np.ceil(shard)).all()
+
+
+def test_shards_hold_few_classes():
+    """30 shards of 20 lie within the classes of 100: at most 2 classes a client, both in test."""
+    partition = data.shards(15, 2)(Y_TRAIN, Y_TEST, 1)
+    train, test = counts(partition.train, Y_TRAIN), counts(partition.test, Y_TEST)
+    assert set(np.unique(train)) <= {0, 20, 40}
+    np.testing.assert_array_equal(test, train * 40 // 100)
+    assert len({tuple(np.flatnonzero(row)) for row in train}) > 5  # dealt at random
+
+
+def test_shards_across_classes():
+    """4 shards of 150 over 6 classes of 100: each holds a class and a half."""
+    partition = data.shards(4, 1)(Y_TRAIN, Y_TEST, 2)
+    train, test = counts(partition.train, Y_TRAIN), counts(partition.test, Y_TEST)
+    want = {(100, 50, 0, 0, 0, 0), (0, 50, 100, 0, 0, 0), (0, 0, 0, 100, 50, 0),
+            (0, 0, 0, 0, 50, 100)}  # fmt: skip
+    assert {tuple(row) for row in train.tolist()} == want
+    np.testing.assert_array_equal(test, train * 40 // 100)
+
+
+def test_shards_keep_test_proportions_of_unequal_classes():
+    """A class that is rare in testing and common in training is divided as in training."""
+    y_train, y_test = np.repeat([0, 1], [90, 30]), np.repeat([0, 1, 2], [4, 40, 3])
+    partition = data.shards(4, 1)(y_train, y_test, 0)
+    for train, test in zip(*partition, strict=True):
+        share = np.bincount(y_train[train], minlength=2) / [90, 30]
+        got = np.bincount(y_test[test], minlength=3)[:2] / [4, 40]
+        assert (np.abs(share - got) <= 1 / np.array([4, 40]) + 1e-9).all()  # two rounded cuts
+    covers(partition.test, 47)
+
+
+def test_shards_of_the_last_class_that_a_byte_holds():
+    y = np.repeat([254, 255], 10).astype(np.uint8)
+    partition = data.shards(2, 1)(y, y, 0)
+    assert {tuple(np.unique(y[part])) for part in partition.train} == {(254,), (255,)}
+    assert {tuple(np.unique(y[part])) for part in partition.test} == {(254,), (255,)}
+
+
+@pytest.mark.parametrize(("clients", "each"), [(3, 0), (3, 201), (601, 1), (0, 1), (300, 3)])
+def test_shards_that_are_impossible(clients, each):
+    with pytest.raises(ValueError, match="is not between 1 and"):
+        data.shards(clients, each)(Y_TRAIN, Y_TEST, 0)
+
+
+# Groups -----
+
+GROUP_TRAIN = np.random.default_rng(4).permutation(np.repeat([3, 5, 9], [300, 200, 100]))
+GROUP_TEST = np.random.default_rng(5).permutation(np.repeat([3, 5, 9], [100, 100, 40]))
+
+
+def test_by_group():
+    partition = data.by_group(GROUP_TRAIN, GROUP_TEST)(Y_TRAIN, Y_TEST, 0)
+    for parts, group in zip(partition, (GROUP_TRAIN, GROUP_TEST), strict=True):
+        for part, value in zip(parts, (3, 5, 9), strict=True):
+            np.testing.assert_array_equal(part, np.flatnonzero(group == value))
+
+
+def test_groups_divided_over_clients():
+    split = data.by_group(GROUP_TRAIN, GROUP_TEST, clients=12)
+    partition = split(Y_TRAIN, Y_TEST, 0)
+    for parts, group in zip(partition, (GROUP_TRAIN, GROUP_TEST), strict=True):
+        covers(parts, len(group))
+        for k, part in enumerate(parts):
+            assert set(group[part]) == {(3, 5, 9)[k // 4]}
+        for value in range(3):
+            n = sizes(parts[4 * value : 4 * value + 4])
+            assert n.max() - n.min() <= 1
+    place = (partition.train[0] + 0.5) / len(Y_TRAIN)
+    assert stats.kstest(place, "uniform").pvalue > 1e-3  # anywhere in the group, not its first part
+
+
+def test_group_without_test_examples():
+    partition = data.by_group(np.array([0, 1, 1]), np.array([1]))(np.zeros(3), np.zeros(1), 0)
+    np.testing.assert_array_equal(sizes(partition.test), [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "clients", "what"),
+    [
+        ([0, 1], [2], None, "group 2 has test examples but no training examples"),
+        ([0, 1, 1, 0], [0], 3, "clients=3 is not a multiple of the 2 groups"),
+        ([0, 1, 1, 0], [0], 0, "clients=0 is not a multiple"),
+        ([0, 1, 1], [0], 4, "group 0 has only 1 training examples"),
+        ([], [], None, "clients=0 is not a multiple of the 0 groups"),
+    ],
+)
+def test_groups_that_are_impossible(train, test, clients, what):
+    with pytest.raises(ValueError, match=what):
+        data.by_group(np.array(train, int), np.array(test, int), clients)
+
+
+def test_groups_of_another_dataset():
+    with pytest.raises(ValueError, match="600 examples have groups, but 599 have labels"):
+        data.by_group(GROUP_TRAIN, GROUP_TEST)(Y_TRAIN[:-1], Y_TEST, 0)
+
+
 def test_summary():
     y_train, y_test = np.array([0, 1, 1, 2, 2, 2, 0]), np.array([2, 1, 0])
     partition = data.Partition(
@@ -164,6 +385,41 @@ def test_summary():
         [1, 4, 2, 1, 0, 3],
     ]
     assert len({len(line) for line in lines}) == 1  # aligned
+
+
+def test_summary_of_many_clients_is_short():
+    """21 clients of 1, 2, ..., 21 examples; all of class 0 but the last example of each."""
+    parts = [np.arange(k * (k - 1) // 2, k * (k + 1) // 2) for k in range(1, 22)]
+    y = np.zeros(231, int)
+    y[[part[-1] for part in parts]] = 1
+    none = [np.arange(0)] * 21
+    text = data.summary(data.Partition(parts, [np.arange(4), *none[1:]]), y, y[:4])
+    head, train, test, classes, mean = (line.split() for line in text.splitlines())
+    assert head[0] == "21"
+    assert train[-5:] == ["1", "/", "11", "/", "21"]
+    assert test[-5:] == ["0", "/", "0", "/", "4"]
+    assert classes[-5:] == ["1", "/", "2", "/", "2"]
+    assert mean[-3:] == ["1.95", "of", "2"]  # 41 / 21
+
+
+def test_partition_figure(tmp_path, monkeypatch):
+    """Every bar starts where the one before it ends; equal runs write equal files."""
+    counts = np.array([[3, 0, 2], [1, 4, 0]])
+    figures = []
+    save = report.save
+    monkeypatch.setattr(report, "save", lambda figure, p: (figures.append(figure), save(figure, p)))
+    for name in ("a", "b"):
+        report.partition_figure(tmp_path / name, counts, ["x", "y", "z"], "title")
+    bars = sorted(
+        (b.get_y() + b.get_height() / 2, b.get_x(), b.get_width())
+        for b in figures[0].axes[0].patches
+        if b.get_width()
+    )
+    np.testing.assert_allclose(bars, [(0, 0, 3), (0, 3, 2), (1, 0, 1), (1, 1, 4)], atol=1e-9)
+    assert [t.get_text() for t in figures[0].legends[0].get_texts()] == ["x", "y", "z"]
+    for suffix in ("png", "svg"):
+        a, b = (tmp_path / f"{name}.{suffix}" for name in "ab")
+        assert a.read_bytes() == b.read_bytes()
 
 
 # Arrays -----

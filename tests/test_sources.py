@@ -4,6 +4,7 @@ import gzip
 import logging
 import struct
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -243,6 +244,8 @@ def test_prepared_tfds_comes_first(tmp_path, monkeypatch):
     import tensorflow_datasets
 
     class Builder:
+        info = types.SimpleNamespace(disable_shuffling=True)
+
         def __init__(self, path):
             self.data_path = path
 

@@ -33,9 +33,16 @@ def as_vector(tree):
 def send(uplink, updates, weights, mask, seed=SEED):
     """All clients' contributions added up, then the receiver's end."""
     mask_tree = None if mask is None else as_tree(jnp.asarray(mask))
+    air = uplink.prepare(jax.random.key(seed), jnp.int32(0), jnp.arange(len(updates)))
     parts = [
-        uplink.encode(as_tree(jnp.asarray(u)), mask_tree, jnp.float32(w))
-        for u, w in zip(updates, weights, strict=True)
+        uplink.encode(
+            jax.tree.map(lambda v, k=k: v[k], air.state),
+            as_tree(jnp.asarray(update)),
+            mask_tree,
+            jnp.float32(weight),
+        )
+        for k, (update, weight) in enumerate(zip(updates, weights, strict=True))
+        if air.active[k]
     ]
     total = parts[0]
     for part in parts[1:]:
@@ -137,7 +144,8 @@ def test_silent_clients_do_no_harm(normalisation):
     assert np.isfinite(cost.noise_variance)
     from fedprune.mesh import identity
 
-    nobody = identity(uplink.encode(as_tree(jnp.zeros(D)), None, jnp.float32(1)))
+    gain = jax.tree.map(lambda v: v[0], uplink.prepare(jax.random.key(0), 0, jnp.arange(1)).state)
+    nobody = identity(uplink.encode(gain, as_tree(jnp.zeros(D)), None, jnp.float32(1)))
     update, _ = uplink.finish(jax.random.key(0), nobody, None)
     assert not as_vector(update).any()
 

@@ -37,3 +37,19 @@ def noise(key: Key, like: Params, mask: Mask) -> Params:
     """Standard normal noise on the weights that were sent, zero elsewhere."""
     flat, unravel = ravel_pytree(like)
     return tree.apply_mask(mask, unravel(jax.random.normal(key, flat.shape, flat.dtype)))
+
+
+def rotate(factor: jax.Array, signal: Params, packing: str) -> Params:
+    """The receiver's view of a client's symbols after multiplication by a complex factor.
+
+    With complex packing, weight i and weight i + d/2 of the flattened signal share a symbol, and a
+    factor that is not real mixes them. With real packing only the in-phase part is read.
+    """
+    if packing == "real":
+        return jax.tree.map(lambda v: factor.real * v, signal)
+    flat, unravel = ravel_pytree(signal)
+    half = (flat.size + 1) // 2
+    pairs = jnp.pad(flat, (0, 2 * half - flat.size)).reshape(2, half)
+    symbols = factor.astype(jnp.complex64) * jax.lax.complex(pairs[0], pairs[1])
+    received = jnp.concatenate([symbols.real, symbols.imag])
+    return unravel(received[: flat.size])

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from fedprune.data.dataset import Dataset
 from fedprune.data.partition import Partition
-from fedprune.data.sources import Dataset
 from fedprune.types import Clients
 
 
@@ -23,8 +23,8 @@ class Federation(NamedTuple):
 def federate(dataset: Dataset, partition: Partition | Sequence[Partition]) -> Federation:
     """Puts a partitioned dataset on the device.
 
-    Examples stay uint8 and are stored once; x = (raw - mean) / std with the training set's mean and
-    standard deviation per channel.
+    Examples keep their type (uint8 images, float32 signals) and are stored once. Training and
+    evaluation see x = (raw - mean) / std, with the training set's values per channel.
 
     Args:
       dataset: the examples.

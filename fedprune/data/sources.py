@@ -2,29 +2,34 @@
 
 ``load(name)`` never swaps one dataset for another, and says in the log which source it took. A set
 that ships with the package (``fashion_mnist_10k``) has a name of its own. All others are looked for
-in this order:
+in this order, under the root ``data_dir`` or ``$FEDPRUNE_DATA``:
 
-  1. TensorFlow Datasets, if installed (the extra ``tfds``) and prepared in ``data_dir``
-  2. the standard raw files under ``data_dir`` or ``$FEDPRUNE_DATA``: <root>/<name>/<files>
+  1. TensorFlow Datasets, if installed (the extra ``tfds``) and prepared there; not for ``bearing``
+  2. the standard raw files:
+       mnist, fashion_mnist   <root>/<name>/{train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]
+       cifar10                <root>/cifar10/[cifar-10-batches-bin/]{data_batch_1..5,test_batch}.bin
+       bearing                <root>/[bearing/]cwru_12k_de_1024.npz
   3. the folder of Debian's package of the set, where there is one
+  4. if ``download`` asks for it, the network, through TFDS
 """
 
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import logging
 import math
 import os
-import re
 import struct
 import zlib
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+
+from fedprune.data import bearing, cifar, prepared
+from fedprune.data.dataset import DataError as DataError
+from fedprune.data.dataset import Dataset as Dataset
 
 log = logging.getLogger(__name__)
 
@@ -35,59 +40,72 @@ _IDX_FILES = {
     "y_test": "t10k-labels-idx1-ubyte",
 }
 _DEBIAN = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
+_HOW = {
+    **dict.fromkeys(
+        ("fashion_mnist", "mnist"),
+        f"put {_IDX_FILES['x_train']}[.gz] and its three companions into $FEDPRUNE_DATA/{{name}}/",
+    ),
+    "cifar10": f"put data_batch_1.bin and its five companions into $FEDPRUNE_DATA/{{name}}/"
+    f"{cifar.FOLDER}/",
+    "bearing": f"put {bearing.FILE} into $FEDPRUNE_DATA/{{name}}/",
+}
 EMBEDDED = ("fashion_mnist_10k",)
-NAMES = (*EMBEDDED, "fashion_mnist", "mnist")
+DOWNLOADABLE = ("fashion_mnist", "mnist", "cifar10")
+NAMES = (*EMBEDDED, *DOWNLOADABLE, "bearing")
 
 
-class Dataset(NamedTuple):
-    """A labelled dataset in memory."""
-
-    name: str
-    source: str
-    """where it was found"""
-    x_train: np.ndarray
-    """[n, height, width, channels] uint8"""
-    y_train: np.ndarray
-    """[n] uint8 classes"""
-    x_test: np.ndarray
-    y_test: np.ndarray
-    classes: int
-
-
-class DataError(Exception):
-    """A dataset that is missing or damaged; the message is one line and names the file."""
-
-
-def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
+def load(
+    name: str, data_dir: str | os.PathLike | None = None, *, download: bool = False
+) -> Dataset:
     """Loads a dataset by name.
 
     Args:
       name: one of ``NAMES``.
       data_dir: where prepared TFDS sets or raw files lie; default ``$FEDPRUNE_DATA``.
+      download: whether a set that is nowhere to be found may be downloaded into ``data_dir``
+        through TFDS; only those in ``DOWNLOADABLE``.
 
     Raises:
-      DataError: unknown name, nothing found (with how to get it), or a damaged file.
+      DataError: unknown name, nothing found (with how to get it), a failed download, or a damaged
+        file.
     """
     if name not in NAMES:
         raise DataError(f"data.name={name!r} is not one of {', '.join(NAMES)}")
-    for source, read in _candidates(name, data_dir):
+    root = data_dir or os.environ.get("FEDPRUNE_DATA")
+    for source, read in _candidates(name, root):
         log.info("%s: reading %s", name, source)
         return _checked(name, str(source), read())
-    raise DataError(
-        f"data.name={name!r} was not found: put {_IDX_FILES['x_train']}[.gz] and its three"
-        f" companions into $FEDPRUNE_DATA/{name}/ (or give data.dir)"
-        + (", or apt-get install dataset-fashion-mnist" if name in _DEBIAN else "")
-    )
+    how = _HOW[name].format(name=name) + " (or give data.dir)"
+    how += ", or apt-get install dataset-fashion-mnist" if name in _DEBIAN else ""
+    if not download:
+        raise DataError(f"data.name={name!r} was not found: {how}")
+    if name not in DOWNLOADABLE:
+        raise DataError(f"data.name={name!r} was not found and cannot be downloaded: {how}")
+    if not root:
+        raise DataError(f"data.download=yes: give data.dir or $FEDPRUNE_DATA to keep {name} in")
+    log.info("%s: downloading to %s", name, root)
+    prepared.prepare(name, root, read_idx)
+    builder = prepared.builder(name, root)
+    return _checked(name, f"TFDS {builder.data_path}", prepared.read(builder))
 
 
-def _candidates(name: str, data_dir: str | os.PathLike | None) -> Iterator:
+def _candidates(name: str, root: str | os.PathLike | None) -> Iterator:
     if name in EMBEDDED:
         yield f"the package's {name}.npz", lambda: _read_embedded(name)
         return
-    root = data_dir or os.environ.get("FEDPRUNE_DATA")
-    builder = _tfds_builder(name, root)
+    if name == "bearing":
+        path = bearing.find(Path(root)) if root else None
+        if path is not None:
+            yield path, lambda: bearing.read_file(path)
+        return
+    builder = prepared.builder(name, root)
     if builder is not None:
-        yield f"TFDS {builder.data_path}", lambda: _read_tfds(builder)
+        yield f"TFDS {builder.data_path}", lambda: prepared.read(builder)
+    if name == "cifar10":
+        found = cifar.folder(Path(root, name)) if root else None
+        if found:
+            yield found, lambda: cifar.read_folder(found)
+        return
     folders = [Path(root) / name] if root else []
     if name in _DEBIAN:
         folders.append(_DEBIAN[name])
@@ -101,7 +119,7 @@ def _checked(name: str, source: str, arrays: dict[str, np.ndarray]) -> Dataset:
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
         if len(x) != len(y) or len(x) == 0:
             raise DataError(f"{source}: {len(x)} {part} images but {len(y)} {part} labels")
-        if x.ndim == 3:
+        if x.ndim == 3 and name != "bearing":
             arrays[f"x_{part}"] = x[..., None]
     return Dataset(name, source, **arrays, classes=int(arrays["y_train"].max()) + 1)
 
@@ -156,34 +174,3 @@ def read_idx(path: Path) -> np.ndarray:
     if len(raw) != expected:
         raise DataError(f"{path}: {len(raw)} bytes, but its header announces {expected}")
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * ndim).reshape(shape)
-
-
-# TFDS -----
-
-
-def _tfds_builder(name: str, data_dir: str | os.PathLike | None):
-    """The builder of a set that is prepared in ``data_dir``; its newest version."""
-    if data_dir is None or importlib.util.find_spec("tensorflow_datasets") is None:
-        return None
-    versions = [info.parent for info in Path(data_dir, name).glob("*/dataset_info.json")]
-    if not versions:
-        return None
-    import tensorflow_datasets as tfds
-
-    newest = max(versions, key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)])
-    return tfds.builder_from_directory(newest)
-
-
-def _read_tfds(builder) -> dict[str, np.ndarray]:
-    arrays = {}
-    for part in ("train", "test"):
-        try:
-            rows = list(builder.as_data_source(part))
-        except Exception as e:  # what TFDS raises depends on the format and on what is installed
-            raise DataError(
-                f"{builder.data_path}: cannot be read without TensorFlow; prepare it with"
-                f" file_format='array_record' ({' '.join(str(e).split())[:200]})"
-            ) from e
-        arrays[f"x_{part}"] = np.stack([np.asarray(row["image"], np.uint8) for row in rows])
-        arrays[f"y_{part}"] = np.array([row["label"] for row in rows], np.uint8)
-    return arrays

@@ -6,11 +6,13 @@ the clients that count. What is wanted is (1/W) sum_k w_k g_k.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from fedprune import channel, tree
-from fedprune.types import Cost, Key, Mask, Params, Total, Uplink
+from fedprune.types import Air, Cost, Key, Mask, Params, PyTree, Total, Uplink
 
 NORMALISATIONS = ("none", "common", "device", "receiver")
 
@@ -18,47 +20,85 @@ NORMALISATIONS = ("none", "common", "device", "receiver")
 def ideal() -> Uplink:
     """A perfect link that costs nothing: exactly federated averaging."""
 
-    def encode(delta: Params, mask: Mask, weight: jax.Array) -> Total:
+    def prepare(root: Key, t: jax.Array, ids: jax.Array) -> Air:
+        return Air(jnp.ones(ids.shape, bool), ())
+
+    def encode(state: PyTree, delta: Params, mask: Mask, weight: jax.Array) -> Total:
         return Total((_scale(weight, delta), weight), ())
 
     def finish(key: Key, total: Total, mask: Mask) -> tuple[Params, Cost]:
         signal, weight = total.sum
-        return _mean(signal, weight), Cost(jnp.int32(0), jnp.int32(0), jnp.float32(0.0))
+        nothing, free = jnp.int32(0), jnp.float32(0.0)
+        return _mean(signal, weight), Cost(nothing, nothing, free, free, free)
 
-    return Uplink(encode, finish)
+    return Uplink(prepare, encode, finish)
+
+
+class _Sums(NamedTuple):
+    """What over-the-air superposition adds up over clients."""
+
+    signal: Params
+    """what the receiver hears, before noise and in units of the updates"""
+    weight: jax.Array
+    clients: jax.Array
+    rms: jax.Array
+    """of m_k"""
+    gain: jax.Array
+    """of |h_hat_k|"""
+    power: jax.Array
+    """of q_k, the power at unit scale"""
 
 
 def over_the_air(
     snr_db: jax.Array | float,
     normalisation: str = "receiver",
     packing: str = "complex",
+    fading: channel.Fading | None = None,
+    threshold: jax.Array | float = 0.0,
+    power: jax.Array | float = 1.0,
+    bandwidth: jax.Array | float = 1e6,
 ) -> Uplink:
-    """Analog over-the-air superposition with AWGN at the receiver.
+    """Analog over-the-air superposition with fading and AWGN.
 
     All clients send at once, weight by weight, and the channel adds. With a_k = w_k g_k,
-    m_k = rms(a_k) over its d transmitted weights, s^2 the noise-to-signal ratio per real dimension
-    (``channel.noise_to_signal``) and n ~ N(0, 1) drawn once, after the sum:
+    m_k = rms(a_k) over its d transmitted weights, h_k the channel and h_hat_k what the client knows
+    of it, s^2 the noise-to-signal ratio per real dimension (``channel.noise_to_signal``) and
+    n ~ N(0, 1) drawn once, after the sum:
 
-      none      (sum_k a_k) / W                              v = 0
-      common    (sum_k a_k + s max_k m_k n) / W              v = s^2 max_k m_k^2 / W^2
-                one scale, set by the client that needs the most power: unbiased
-      device    mean_k(m_k) (sum_k a_k / m_k + s n) / W      v = s^2 mean(m_k)^2 / W^2
-                every client at unit power: biased towards clients with small updates
-      receiver  (sum_k a_k + s rms(sum_k a_k) n) / W         v = s^2 mean((sum_k a_k)^2) / W^2
-                SNR defined at the receiver, relative to the superposition
+      none      (sum_k a_k) / W                                    v = 0
+                no channel at all
+      common    (sum_k c_k a_k + s max_k p_k n) / W                v = s^2 max_k p_k^2 / W^2
+                channel inversion with c_k = h_k / h_hat_k and p_k = m_k / |h_hat_k|: one scale, set
+                by the client that needs the most power. Unbiased if the channel is known
+      device    r (sum_k c_k a_k / m_k + s n) / W                  v = s^2 r^2 / W^2
+                every client at full power, only its phase corrected: c_k = h_k h_hat_k^* /
+                |h_hat_k| and r = mean(m_k) / mean(|h_hat_k|). Biased towards clients with small
+                updates and strong channels
+      receiver  (sum_k c_k a_k + s rms(sum_k c_k a_k) n) / W       v = s^2 mean((sum_k c_k a_k)^2)
+                                                                       / W^2
+                inversion as in ``common``; the SNR is that of the superposition at the receiver
 
-    v is the noise variance per weight of the estimate. "10 dB" means anything from 1e-5 to 0.1 of
-    noise-to-signal energy depending on this choice (P0 does not state its own). Pruned weights
-    occupy no symbols, take no power and receive no noise; the server knows the mask.
+    Sums, means and maxima are over the clients that count: *truncated* inversion leaves out those
+    with |h_hat_k|^2 < threshold. If nobody is left, the round changes nothing. v is the noise
+    variance per weight of the estimate. "10 dB" means anything from 1e-5 to 0.1 of noise-to-signal
+    energy depending on the normalisation (P0 does not state its own). Pruned weights occupy no
+    symbols, take no power and receive no noise; the server knows the mask.
 
-    Billed: channel uses, shared by all clients; and as side information, per round, ``common`` one
-    m_k from every client and the scale back, ``device`` one m_k from every client, ``receiver`` the
-    common gain. The D_k are known from registration.
+    Billed: channel uses, shared by all clients, and their time; as side information, per round,
+    ``common`` one p_k from every client and the scale back, ``device`` m_k from every client (and
+    |h_hat_k| where there is fading), ``receiver`` the common gain (set by the same rule as
+    ``common``'s, so its energy is the same); energy sent, sum_k P q_k / max_k q_k per channel use
+    with q_k = p_k^2 (``device``: P per client). D_k are known from registration, channels from
+    pilots that are not billed.
 
     Args:
       snr_db: P / no in dB, P the power budget per complex symbol; may be traced.
       normalisation: one of ``NORMALISATIONS``.
       packing: "complex", two weights per symbol, or "real", one (``channel.awgn``).
+      fading: channels, for example ``channel.block_fading()``; None: h_k = 1.
+      threshold: of |h_hat_k|^2, at least 0.
+      power: P in W, for the energy only.
+      bandwidth: channel uses a second, in Hz.
 
     Raises:
       ValueError: an unknown normalisation or packing.
@@ -70,41 +110,63 @@ def over_the_air(
         raise ValueError(f"normalisation={normalisation!r} is not one of {NORMALISATIONS}")
     if packing not in channel.PACKINGS:
         raise ValueError(f"packing={packing!r} is not one of {channel.PACKINGS}")
+    faded = fading is not None and normalisation != "none"
+    draw = fading if fading is not None and faded else channel.none()
 
-    def encode(delta: Params, mask: Mask, weight: jax.Array) -> Total:
+    def prepare(root: Key, t: jax.Array, ids: jax.Array) -> Air:
+        gains = draw(root, t, ids)
+        return Air(jnp.square(jnp.abs(gains.known)) >= threshold, gains)
+
+    def encode(gains: channel.Gains, delta: Params, mask: Mask, weight: jax.Array) -> Total:
         signal = _scale(weight, delta)
         rms = _rms(signal, tree.count(mask, delta))
-        one = jnp.ones_like(weight)
+        known = jnp.abs(gains.known)
+        needed = rms / known
+        if faded and normalisation == "device":
+            signal = channel.rotate(gains.true * _phase(gains.known).conj(), signal, packing)
+        elif faded:
+            signal = channel.rotate(gains.true / gains.known, signal, packing)
         if normalisation == "device":
             signal = _scale(jnp.where(rms > 0, 1.0 / rms, 0.0), signal)
-        peak = (rms,) if normalisation == "common" else ()
-        return Total((signal, weight, one, rms), peak)
+        signal = tree.apply_mask(mask, signal)
+        one = jnp.ones_like(weight)
+        return Total(_Sums(signal, weight, one, rms, known, jnp.square(needed)), needed)
 
     def finish(key: Key, total: Total, mask: Mask) -> tuple[Params, Cost]:
-        signal, weight, clients, rms = total.sum
+        sums: _Sums = total.sum
+        signal, peak = sums.signal, jnp.maximum(total.max, 0.0)
         d = tree.count(mask, signal)
         s = jnp.sqrt(channel.noise_to_signal(snr_db, packing))
-        gain, reports = jnp.float32(1.0), jnp.int32(0)
+        scale, reports = jnp.float32(1.0), jnp.int32(0)
+        sent = jnp.where(peak > 0, sums.power / jnp.square(peak), 0.0)
         if normalisation == "none":
             deviation = jnp.float32(0.0)
         elif normalisation == "common":
-            deviation = s * jnp.maximum(total.max[0], 0.0)
-            reports = clients.astype(jnp.int32) + 1
+            deviation = s * peak
+            reports = sums.clients.astype(jnp.int32) + 1
         elif normalisation == "device":
             deviation = s
-            gain = rms / jnp.maximum(clients, 1.0)
-            reports = clients.astype(jnp.int32)
+            scale = sums.rms / jnp.where(sums.gain > 0, sums.gain, 1.0)
+            reports = sums.clients.astype(jnp.int32) * (2 if faded else 1)
+            sent = sums.clients
         else:
             deviation = s * _rms(signal, d)
             reports = jnp.int32(1)
         if normalisation != "none":
             noise = channel.noise(key, signal, mask)
-            signal = jax.tree.map(lambda y, n: gain * (y + deviation * n), signal, noise)
-        variance = jnp.square(gain * deviation / jnp.maximum(weight, 1e-30))
-        cost = Cost(channel.channel_uses(d, packing), reports, variance)
-        return _mean(signal, weight), cost
+            signal = jax.tree.map(lambda y, n: scale * (y + deviation * n), signal, noise)
+        variance = jnp.square(scale * deviation / jnp.maximum(sums.weight, 1e-30))
+        uses = jnp.where(sums.clients > 0, channel.channel_uses(d, packing), 0)
+        seconds = uses.astype(jnp.float32) / bandwidth
+        cost = Cost(uses, reports, variance, seconds, power * seconds * sent)
+        return _mean(signal, sums.weight), cost
 
-    return Uplink(encode, finish)
+    return Uplink(prepare, encode, finish)
+
+
+def _phase(gain: jax.Array) -> jax.Array:
+    """gain / |gain|"""
+    return gain / jnp.abs(gain).astype(gain.dtype)
 
 
 def _rms(values: Params, count: jax.Array) -> jax.Array:

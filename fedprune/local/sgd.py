@@ -1,7 +1,11 @@
 """Local training of one client by any optax optimizer.
 
-Per step, on a batch of the client's own examples: g <- mask * grad F_k(w), then the optimizer. So a
-pruned weight, which starts at zero, stays exactly zero (P2 (8)).
+Per step, on a batch of the client's own examples, with w_0 the model that the client received:
+
+    g <- mask * (grad F_k(w) + mu (w - w_0)),    w <- w + decay(t) * optimizer(g),
+
+where mu is FedProx's (Li et al., Federated Optimization in Heterogeneous Networks, (2)) and t the
+round. So a pruned weight, which starts at zero, stays exactly zero (P2 (8)).
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import optax
 from jax import lax
 
 from fedprune import rng, tree
+from fedprune.local.decay import Decay
 from fedprune.types import Client, Key, LocalInfo, LocalUpdate, Mask, Model, Params
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -32,12 +37,17 @@ def sgd(
     steps: int | None = None,
     epochs: int | None = None,
     loss: Loss = cross_entropy,
+    prox: jax.Array | float | None = None,
+    decay: Decay | None = None,
 ) -> LocalUpdate:
     """Local training for a number of steps, or of epochs; the optimizer starts afresh every round.
 
     With ``steps``, every batch is drawn uniformly with replacement from the client's examples. With
     ``epochs``, every epoch shuffles them and goes through each exactly once; the last batch is
     smaller where the size does not divide, and a client with fewer examples takes fewer steps.
+
+    A model with running statistics (``model.train``) has them replaced after every step by those
+    that have taken in the step's batch. Neither gradient, proximal term nor optimizer moves them.
 
     Args:
       model: the network.
@@ -46,6 +56,10 @@ def sgd(
       steps: steps per round; give this or ``epochs``.
       epochs: passes over the client's examples per round.
       loss: of every example; training minimises its mean over the batch.
+      prox: mu of the proximal term mu/2 |w - w_0|^2, which the reported loss does not include; may
+        be traced. None: no such term.
+      decay: round -> factor on the optimizer's updates, and so on its learning rate; see
+        ``local.decay``. None: 1.
 
     Raises:
       ValueError: unless batch and exactly one of steps and epochs are positive.
@@ -56,21 +70,39 @@ def sgd(
         raise ValueError(f"batch={batch}, steps={steps}, epochs={epochs} must be at least 1")
     length = steps or epochs or 0
 
-    def objective(params: Params, client: Client, positions, counts) -> jax.Array:
+    def objective(params: Params, client: Client, positions, counts) -> tuple[jax.Array, Params]:
         x, y = client.take(positions)
-        each = loss(model.apply(params, x), y)
+        if model.train is None:
+            logits, after = model.apply(params, x), None
+        else:
+            logits, after = model.train(params, x)
         number = jnp.sum(counts, dtype=jnp.float32)
-        return jnp.sum(jnp.where(counts, each, 0.0)) / jnp.maximum(number, 1.0)
+        total = jnp.sum(jnp.where(counts, loss(logits, y), 0.0))
+        return total / jnp.maximum(number, 1.0), after
 
-    def update(key: Key, params: Params, mask: Mask, client: Client) -> tuple[Params, LocalInfo]:
+    def update(
+        key: Key, t: jax.Array, params: Params, mask: Mask, client: Client
+    ) -> tuple[Params, LocalInfo]:
+        factor = None if decay is None else decay(t)
+
         def step(carry, positions: jax.Array, counts: jax.Array):
             now, state = carry
-            value, gradient = jax.value_and_grad(objective)(now, client, positions, counts)
+            of_batch = jax.value_and_grad(objective, has_aux=True)
+            (value, after), gradient = of_batch(now, client, positions, counts)
+            if prox is not None:
+                gradient = jax.tree.map(lambda g, w, w0: g + prox * (w - w0), gradient, now, params)
+            if after is not None:
+                gradient = tree.statistics_of(jax.tree.map(jnp.zeros_like, now), gradient)
             gradient = tree.apply_mask(mask, gradient)
             updates, state = optimizer.update(gradient, state, now)
-            return (optax.apply_updates(now, updates), state), value
+            if factor is not None:
+                updates = jax.tree.map(lambda u: factor * u, updates)
+            new = optax.apply_updates(now, updates)
+            if after is not None:
+                new = tree.statistics_of(after, new)
+            return (new, state), value
 
-        start = tree.match((params, optimizer.init(params), client, key))[:2]
+        start = tree.match((params, optimizer.init(params), client, key, t))[:2]
         passes = _steps if epochs is None else _epochs
         end, value = passes(key, client, batch, length, step, start)
         delta = jax.tree.map(jnp.subtract, end[0], params)
@@ -107,8 +139,9 @@ def _epochs(key: Key, client: Client, batch: int, epochs: int, step, start):
 
         def one(carry, slot):
             counts = slot < client.size
-            # Idle slots repeat an own example: not even a gradient of weight zero sees padding.
-            new, value = step(carry, order[jnp.where(counts, slot, 0)], counts)
+            # Idle slots repeat own examples in turn: neither a gradient of weight zero nor the
+            # statistics of a batch see padding.
+            new, value = step(carry, order[slot % jnp.maximum(client.size, 1)], counts)
             weight = jnp.sum(counts, dtype=jnp.float32)
             return tree.where(weight > 0, new, carry), (value * weight, weight)
 

@@ -59,6 +59,9 @@ def cnn(
     ``filters=(32, 64), kernel=5, hidden=(128,)`` is the network of P4 section V.
 
     Raises:
-      ValueError: more blocks than the input can be halved.
+      ValueError: examples that are not [height, width, channels], or more blocks than they can be
+        halved.
     """
+    if len(input_shape) != 3:
+        raise ValueError(f"cnn: examples must be images, not of shape {tuple(input_shape)}")
     return layers.from_flax(_Cnn(tuple(filters), kernel, tuple(hidden), classes), input_shape)

@@ -1,0 +1,123 @@
+"""Fading: one complex gain a client and round, large-scale and small-scale.
+
+    h_k = sqrt(g_k) f^H u_k        effective gain after the receiver's combining, [] complex
+
+  u_k  small-scale fading at M receive antennas, constant over a round (block fading), drawn anew
+       for every round and client. Rayleigh: u ~ CN(0, I). Rician with factor kappa:
+       sqrt(kappa / (kappa+1)) + sqrt(1 / (kappa+1)) CN(0, I). E|u_m|^2 = 1 in both.
+  g_k  large-scale gain 10^(-PL/10), PL(d) = 128.1 + 37.6 log10(d / km) dB; 1 without placement.
+       The place of a client is drawn once a run, uniformly over an annulus.
+  f    receive combining of unit norm, along the sum of the cohort's channels. For one client this
+       is maximum-ratio combining, h = ||u||; for one antenna it only turns the phase.
+
+Clients know an estimate of h_k: h_hat = h + e, e ~ CN(0, sigma_e^2 g_k) (imperfect CSI).
+Sources: P2 section II for block fading; the path loss is 3GPP's for macro cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import log10
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedprune import rng
+from fedprune.types import Key
+
+
+class Gains(NamedTuple):
+    """The channels of a round's cohort."""
+
+    true: jax.Array
+    """[S] complex64, h_k"""
+    known: jax.Array
+    """[S] complex64, the clients' estimates of h_k"""
+
+
+Fading = Callable[[Key, jax.Array, jax.Array], Gains]
+"""(root key of the run, round [] int32, client ids [S]) -> gains"""
+
+
+def none() -> Fading:
+    """h = 1, known: pure AWGN."""
+
+    def gains(root: Key, t: jax.Array, ids: jax.Array) -> Gains:
+        one = jnp.ones(ids.shape, jnp.complex64)
+        return Gains(one, one)
+
+    return gains
+
+
+def block_fading(
+    antennas: int = 1,
+    rician: jax.Array | float = 0.0,
+    csi_error: jax.Array | float = 0.0,
+    annulus: tuple[float, float] | None = None,
+) -> Fading:
+    """Rayleigh or Rician block fading.
+
+    Args:
+      antennas: M at the receiver.
+      rician: power of the line of sight over that of the scattered paths, kappa; 0 is Rayleigh.
+      csi_error: sigma_e^2, variance of the estimate's error relative to the large-scale gain.
+      annulus: (nearest, farthest) distance of clients in metres; None: no path loss.
+
+    Raises:
+      ValueError: no antenna, or not 0 < nearest <= farthest.
+    """
+    if antennas < 1:
+        raise ValueError(f"antennas={antennas} must be at least 1")
+    if annulus is not None and not 0 < annulus[0] <= annulus[1]:
+        raise ValueError(f"annulus={annulus} must satisfy 0 < nearest <= farthest")
+
+    def of_client(root: Key, t: jax.Array, k: jax.Array):
+        scattered = _complex_normal(rng.stream(root, "fading", t, k), (antennas,))
+        kappa = jnp.asarray(rician, jnp.float32)
+        sight = jnp.sqrt(kappa / (kappa + 1)).astype(jnp.complex64)
+        small = sight + jnp.sqrt(1 / (kappa + 1)).astype(jnp.complex64) * scattered
+        large = jnp.float32(1.0) if annulus is None else path_gain(_place(root, k, annulus))
+        error = _complex_normal(rng.stream(root, "csi", t, k), ())
+        amplitude = jnp.sqrt(large).astype(jnp.complex64)
+        inaccuracy = jnp.sqrt(jnp.asarray(csi_error, jnp.float32)).astype(jnp.complex64)
+        return amplitude * small, amplitude * inaccuracy * error
+
+    def gains(root: Key, t: jax.Array, ids: jax.Array) -> Gains:
+        channels, errors = jax.vmap(of_client, (None, None, 0))(root, t, ids)  # [S, M], [S]
+        along = channels.sum(0)
+        combiner = along / jnp.linalg.norm(along).astype(jnp.complex64)
+        true = channels @ combiner.conj()
+        return Gains(true, true + errors)
+
+    return gains
+
+
+def path_gain(distance: jax.Array) -> jax.Array:
+    """10^(-PL/10) with PL = 128.1 + 37.6 log10(d / km) dB, for distances in metres."""
+    loss_db = 128.1 + 37.6 * jnp.log10(distance / 1000.0)
+    return 10.0 ** (-loss_db / 10.0)
+
+
+def budget_db(power: float, bandwidth: float, noise_density_dbm: float = -174.0) -> float:
+    """P / (N0 B) in dB: what ``snr_db`` is where gains include path loss.
+
+    Args:
+      power: P in W.
+      bandwidth: B in Hz.
+      noise_density_dbm: N0 in dBm per Hz.
+    """
+    return 10 * log10(power) + 30 - noise_density_dbm - 10 * log10(bandwidth)
+
+
+def _place(root: Key, k: jax.Array, annulus: tuple[float, float]) -> jax.Array:
+    """Distance of client k in metres, uniform over the annulus's area."""
+    share = jax.random.uniform(rng.stream(root, "place", k))
+    near, far = annulus
+    return jnp.sqrt(near**2 + share * (far**2 - near**2))
+
+
+def _complex_normal(key: Key, shape: tuple[int, ...]) -> jax.Array:
+    """CN(0, 1): variance 1/2 per real dimension."""
+    real, imaginary = jax.random.normal(key, (2, *shape)) * jnp.sqrt(0.5)
+    return jax.lax.complex(real, imaginary)

@@ -1,0 +1,214 @@
+"""Local training's options against NumPy loops and values by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import federation, mlp
+
+import fedprune as fp
+from fedprune import build, rng
+from fedprune import config as cfg
+from fedprune.types import Model
+
+STEPS, BATCH, LR = 4, 5, 0.2
+KEY = jax.random.key(7)
+# A network whose loss is its one output, x @ kernel + bias: gradients are means of inputs.
+SHAPE, D = (2, 3, 1), 6
+LINEAR = Model(
+    lambda key: {"kernel": jnp.linspace(-1.0, 1.0, D)[:, None], "bias": jnp.full((1,), 0.5)},
+    lambda p, x: (x.reshape(x.shape[0], -1) @ p["kernel"])[:, 0] + p["bias"],
+)
+
+
+def own_loss(logits, labels):
+    return logits
+
+
+def train(optimizer, t=0, mask=None, **options):
+    """(delta, reported loss) of client 1."""
+    client = federation(3, shape=SHAPE).client(1)
+    local = fp.local.sgd(LINEAR, optimizer, batch=BATCH, steps=STEPS, loss=own_loss, **options)
+    delta, info = local(KEY, jnp.int32(t), LINEAR.init(KEY), mask, client)
+    return delta, info.loss
+
+
+def numpy_train(mu=0.0, weight_decay=0.0, clip=np.inf, momentum=0.0, factor=1.0):
+    """The same in float64: (delta, mean loss)."""
+    clients = federation(3, shape=SHAPE)
+    size, rows = int(clients.size[1]), np.asarray(clients.rows)[1]
+    w0 = {k: np.asarray(v, np.float64) for k, v in LINEAR.init(KEY).items()}
+    w, velocity, losses = dict(w0), dict.fromkeys(w0, 0.0), []
+    for i in range(STEPS):
+        draw = jax.random.randint(rng.stream(KEY, "batch", i), (BATCH,), 0, size)
+        x = np.asarray(clients.examples, np.float64)[rows[np.asarray(draw)]].reshape(BATCH, D)
+        losses.append((x @ w["kernel"]).mean() + w["bias"][0])
+        g = {"kernel": x.mean(0)[:, None], "bias": np.ones(1)}
+        g = {k: g[k] + mu * (w[k] - w0[k]) for k in g}
+        norm = np.sqrt(sum((v**2).sum() for v in g.values()))
+        g = {k: v * min(1.0, clip / norm) for k, v in g.items()}
+        g["kernel"] = g["kernel"] + weight_decay * w["kernel"]
+        velocity = {k: momentum * velocity[k] + g[k] for k in g}
+        w = {k: w[k] - factor * LR * velocity[k] for k in g}
+    return {k: w[k] - w0[k] for k in w}, np.mean(losses)
+
+
+def agree(found, expected):
+    for name in ("kernel", "bias"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-6)
+
+
+CASES = {
+    "plain": {},
+    "prox": {"mu": 1.5},
+    "weight decay": {"weight_decay": 0.7},
+    "clip": {"clip": 0.8},
+    "clip that seldom binds": {"clip": 100.0},
+    "all": {"mu": 2.0, "weight_decay": 0.3, "clip": 1.2, "momentum": 0.9},
+}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_options_equal_a_numpy_loop(name):
+    """Also with every number traced, and only the loss without the proximal term is reported."""
+    case = CASES[name]
+    expected, loss = numpy_train(**case)
+
+    def run(v):
+        optimizer = optax.sgd(LR, v.get("momentum"))
+        optimizer = fp.local.adjusted(optimizer, v.get("weight_decay"), v.get("clip"))
+        return train(optimizer, prox=v.get("mu"))
+
+    found, reported = jax.jit(lambda: run(case))()
+    agree(found, expected)
+    np.testing.assert_allclose(reported, loss, rtol=1e-5)
+    if case:
+        traced = {k: jnp.array([v, 0.5 * v]) for k, v in case.items()}
+        found, _ = jax.jit(jax.vmap(run))(traced)
+        agree(jax.tree.map(lambda v: v[0], found), expected)
+        agree(
+            jax.tree.map(lambda v: v[1], found),
+            numpy_train(**{k: v / 2 for k, v in case.items()})[0],
+        )
+
+
+def test_an_infinite_limit_does_not_clip():
+    optimizer = fp.local.adjusted(optax.sgd(LR), clip=jnp.float32(np.inf))
+    agree(train(optimizer)[0], numpy_train()[0])
+
+
+def test_pruned_weights_stay_zero_with_every_option():
+    kept = jnp.array([True, False, True, False, False, True])[:, None]
+    mask = {"kernel": kept, "bias": jnp.array([True])}
+    optimizer = fp.local.adjusted(optax.sgd(LR, 0.9), weight_decay=0.5, clip=0.5)
+    client = federation(3, shape=SHAPE).client(1)
+    start = fp.tree.apply_mask(mask, LINEAR.init(KEY))
+    local = fp.local.sgd(
+        LINEAR, optimizer, batch=BATCH, steps=STEPS, loss=own_loss, prox=0.7,
+        decay=fp.local.decay.cosine(10, 0.1),
+    )  # fmt: skip
+    delta, _ = local(KEY, jnp.int32(3), start, mask, client)
+    assert not np.asarray(delta["kernel"])[~np.asarray(kept)].any()
+    assert np.asarray(delta["kernel"])[np.asarray(kept)].all()
+
+
+# Learning rates over the rounds -----
+
+
+def test_decays_by_hand():
+    decay = fp.local.decay
+    rounds = jnp.array([0, 1, 2, 3, 4, 9], jnp.int32)
+
+    def values(fn):
+        return np.stack([fn(t) for t in rounds])
+
+    root = np.sqrt(0.5)
+    half = [1, 0.55 + 0.45 * root, 0.55, 0.55 - 0.45 * root, 0.1, 0.1]
+    np.testing.assert_allclose(values(decay.cosine(5, 0.1)), half, rtol=1e-5)
+    powers = [1, 0.5, 0.25, 0.125, 0.0625, 0.0625]
+    np.testing.assert_allclose(values(decay.exponential(5, 0.0625)), powers, rtol=1e-5)
+    np.testing.assert_allclose(values(decay.step(2, 0.1)), [1, 1, 0.1, 0.1, 0.01, 1e-4], rtol=1e-5)
+    for fn in (decay.cosine(1, 0.5), decay.exponential(1, 0.5)):
+        assert float(fn(jnp.int32(0))) == 1.0
+    ends = jnp.array([0.1, 0.5])
+    both = jax.vmap(lambda end, n: decay.exponential(n, end)(jnp.int32(2)))(ends, jnp.array([5, 3]))
+    np.testing.assert_allclose(both, [0.1**0.5, 0.5], rtol=1e-5)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_decay_is_a_factor_on_the_learning_rate(momentum):
+    schedule = fp.local.decay.step(2, 0.5)
+    optimizer = fp.local.adjusted(optax.sgd(LR, momentum), weight_decay=0.3)
+    for t, factor in ((1, 1.0), (2, 0.5), (5, 0.25)):
+        found, _ = train(optimizer, t, decay=schedule)
+        agree(found, numpy_train(weight_decay=0.3, momentum=momentum, factor=factor)[0])
+
+
+def final(config, clients, rounds):
+    """Global model after some rounds of a configuration with an ideal uplink."""
+    model, layout = mlp(), fp.mesh.make(clients=2)
+    config = cfg.override(
+        config, {"data.clients": clients.size.shape[0], "uplink.link": "ideal", "local.batch": 4}
+    )
+    algorithm = build.algorithm(config, model, layout)
+    return fp.run.simulate(algorithm, model, clients, clients, rounds)[0].params
+
+
+def test_rounds_give_their_number_to_the_decay():
+    """A factor of 0 from round 2 on freezes the model after the two rounds 0 and 1."""
+    clients = federation(4)
+    values = {"local.schedule": "step", "local.schedule_every": 2, "local.schedule_factor": 0.0}
+    config = cfg.override(cfg.Config(), values)
+    one, two, four = (jax.tree.leaves(final(config, clients, n)) for n in (1, 2, 4))
+    assert all((a == b).all() for a, b in zip(two, four, strict=True))
+    assert any((a != b).any() for a, b in zip(one, two, strict=True))
+
+
+# Configurations -----
+
+
+def test_names_of_the_configuration():
+    fields = {path: field for path, field, _ in cfg.fields(cfg.Config())}
+    assert set(fields["local.schedule"].metadata["choices"]) == set(build.DECAYS)
+    for values, message in (
+        ({"local.schedule": "exponential", "local.schedule_end": 0.0}, "local.schedule_end=0.0"),
+        ({"model.name": "resnet18", "model.groups": 48}, "model.widths=(64, 128, 256, 512): must"),
+    ):
+        with pytest.raises(cfg.ConfigError) as error:
+            cfg.validate(cfg.override(cfg.Config(), values))
+        assert message in str(error.value)
+
+
+def test_the_configuration_reaches_training():
+    """Each field moves the model away from the default, and to where the library's call does."""
+    clients, rounds = federation(4), 2
+    base = final(cfg.Config(), clients, rounds)
+    model, layout = mlp(), fp.mesh.make(clients=2)
+
+    def by_hand(prox=None, weight_decay=None, clip=None, decay=None):
+        optimizer = fp.local.adjusted(optax.sgd(0.1, 0.9), weight_decay, clip)
+        algorithm = fp.round.build(
+            local=fp.local.sgd(model, optimizer, batch=4, steps=5, prox=prox, decay=decay),
+            uplink=fp.link.ideal(),
+            participation=fp.server.full(4),
+            server=fp.server.average(),
+            layout=layout,
+        )
+        return fp.run.simulate(algorithm, model, clients, clients, rounds)[0].params
+
+    cases = (
+        ({}, {}),
+        ({"local.prox": 1.0}, {"prox": 1.0}),
+        ({"local.weight_decay": 0.1, "local.clip": 0.5}, {"weight_decay": 0.1, "clip": 0.5}),
+        (
+            {"local.schedule": "cosine", "local.schedule_end": 0.3, "run.rounds": 2},
+            {"decay": lambda t: jnp.where(t == 0, 1.0, 0.3)},
+        ),
+    )
+    for values, options in cases:
+        found = final(cfg.override(cfg.Config(), values), clients, rounds)
+        expected = by_hand(**options)
+        for a, b, c in zip(*map(jax.tree.leaves, (found, expected, base)), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+            assert not values or np.abs(a - c).max() > 1e-4
