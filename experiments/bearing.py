@@ -168,6 +168,6 @@ def _partition_figure(config: Bearing, path: Path) -> None:
     split = build.partitioner(config.data, dataset)(dataset.y_train, dataset.y_test, 0)
     counts = data.class_counts(split.train, dataset.y_train, dataset.classes)
     assert dataset.names is not None
-    names = dataset.names[: dataset.classes]
+    names = [str(name) for name in dataset.names[: dataset.classes]]
     title = f"{config.data.clients} clients, seed 0"
     rp.partition_figure(path, counts, names, title)

@@ -61,6 +61,9 @@ UPLINKS: dict[str, Callable[[cfg.Uplink], Uplink]] = {
     "over_the_air": lambda u: link.over_the_air(
         u.snr_db, u.normalisation, u.packing, fading(u), u.threshold, u.power, u.bandwidth
     ),
+    "orthogonal": lambda u: link.orthogonal(
+        u.snr_db, u.rate or None, u.value_bits, fading(u), u.threshold, u.power, u.bandwidth
+    ),
 }
 
 

@@ -142,7 +142,11 @@ class Pruning:
 class Uplink:
     """How updates reach the server."""
 
-    link: str = spec("over_the_air", "kind of uplink", choices=("ideal", "over_the_air"))
+    link: str = spec(
+        "over_the_air", "kind of uplink", choices=("ideal", "over_the_air", "orthogonal")
+    )
+    rate: float = spec(0.0, "bits a channel use (orthogonal); 0: capacity", low=0)
+    value_bits: int = spec(32, "bits of a weight (orthogonal)", low=2, high=32)
     snr_db: float = spec(
         10.0, "P / no in dB, no per complex symbol", low=-100, high=200, traced=True
     )

@@ -110,6 +110,8 @@ def arm_summary(rows: Sequence[Row], arm: str) -> dict[str, Any]:
         "kept_weights": interval(final(rows, arm, "kept")).mean,
         "channel_uses": sum(row["channel_uses"] for row in mine) / seeds,
         "side_information": sum(row["side_information"] for row in mine) / seeds,
+        "seconds": sum(row["seconds"] for row in mine) / seeds,
+        "joules": sum(row["energy"] for row in mine) / seeds,
         "excluded_updates": sum(row["excluded"] for row in mine),
     }
 
@@ -276,6 +278,37 @@ def line_figure(
             mean, half = np.array([interval(v) for v in values]).T
             axes.errorbar(x, mean, half, color=colour, label=label, marker="o", ms=3, capsize=2)
         axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.grid(alpha=0.25, lw=0.6)
+        figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8)
+        save(figure, path)
+
+
+def cost_figure(
+    path: Path, rows: Sequence[Row], arms: Mapping[str, str], column: str, xlabel: str
+) -> None:
+    """Mean test accuracy against what was spent so far, on a logarithmic axis.
+
+    Args:
+      path: without suffix; a PNG and an SVG are written.
+      rows: of the run.
+      arms: arm name -> legend.
+      column: of the cost of one round, such as "channel_uses".
+      xlabel: below the axes.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(4.6, 3.8), layout="constrained")
+        colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, -(-len(arms) // 2)))
+        for i, (arm, label) in enumerate(arms.items()):
+            rounds, values = curves(rows, arm, "test_accuracy")
+            every, spent = curves(rows, arm, column)
+            total = spent.cumsum(1).mean(0)[np.searchsorted(every, rounds)]
+            mean, half = np.array([interval(100 * v) for v in values.T]).T
+            line: Any = {"color": colours[i // 2], "ls": "-" if i % 2 == 0 else "--"}
+            axes.plot(total, mean, label=label, lw=1.5, **line)
+            axes.fill_between(
+                total, mean - half, mean + half, color=line["color"], alpha=0.10, lw=0
+            )
+        axes.set(xlabel=xlabel, ylabel="test accuracy (%)", xscale="log", ylim=(20, 90))
         axes.grid(alpha=0.25, lw=0.6)
         figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8)
         save(figure, path)

@@ -140,7 +140,9 @@ def build(
         shared = (broadcast, mask, clients, ids, air, key, t)
         total = mesh.accumulate(contribution, shared, participation.size, layout)
         received, tally = total.sum
-        update, cost = uplink.finish(rng.stream(key, "uplink", t), Total(received, total.max), mask)
+        update, cost = uplink.finish(
+            rng.stream(key, "uplink", t), air, Total(received, total.max), mask
+        )
         params, server_state = server.update(state.server, state.params, update)
         params, server_state = tree.where(
             tally.clients > 0, (params, server_state), (state.params, state.server)

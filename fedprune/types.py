@@ -127,7 +127,7 @@ class Cost(NamedTuple):
     """What one round's uplink used."""
 
     channel_uses: jax.Array
-    """[] int32, complex symbols of the shared channel"""
+    """[] float32, complex symbols; over the air all clients share them, else they add up"""
     side_information: jax.Array
     """[] int32, real scalars sent beside the symbols, both directions"""
     noise_variance: jax.Array
@@ -145,8 +145,8 @@ class Uplink(NamedTuple):
     """(root key of the run, round [] int32, cohort's ids [S]) -> the cohort's channels"""
     encode: Callable[[PyTree, Params, Mask, jax.Array], Total]
     """(one client's slice of ``Air.state``, delta, mask, weight []) -> its contribution"""
-    finish: Callable[[Key, Total, Mask], tuple[Params, Cost]]
-    """(key, total over the cohort, mask) -> (estimate of the weighted mean delta, cost)"""
+    finish: Callable[[Key, Air, Total, Mask], tuple[Params, Cost]]
+    """(key, the cohort's channels, total over it, mask) -> (estimate of the mean delta, cost)"""
 
 
 class Server(NamedTuple):

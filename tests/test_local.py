@@ -93,6 +93,23 @@ def test_options_equal_a_numpy_loop(name):
         )
 
 
+def test_running_statistics_do_not_count_in_proximal_term_and_clipping():
+    """They move by 1 a step, and the weights as if there were none."""
+
+    def with_statistics(params, x):
+        mean = params["statistics"]["mean"] + 1.0
+        return LINEAR.apply(params, x), {**params, "statistics": {"mean": mean}}
+
+    model = Model(LINEAR.init, LINEAR.apply, with_statistics)
+    client = federation(3, shape=SHAPE).client(1)
+    start = {**LINEAR.init(KEY), "statistics": {"mean": jnp.ones(3)}}
+    optimizer = fp.local.adjusted(optax.sgd(LR), clip=1.2)
+    local = fp.local.sgd(model, optimizer, batch=BATCH, steps=STEPS, loss=own_loss, prox=2.0)
+    delta, _ = local(KEY, jnp.int32(0), start, None, client)
+    np.testing.assert_allclose(delta["statistics"]["mean"], STEPS, rtol=1e-6)
+    agree(delta, numpy_train(mu=2.0, clip=1.2)[0])
+
+
 def test_an_infinite_limit_does_not_clip():
     optimizer = fp.local.adjusted(optax.sgd(LR), clip=jnp.float32(np.inf))
     agree(train(optimizer)[0], numpy_train()[0])

@@ -32,6 +32,7 @@ def rows():
     return [
         {"program": "p", "arm": arm, "seed": seed, "round": r, "kept": 10}
         | {"channel_uses": 5, "side_information": 2, "excluded": int(r == 1)}
+        | {"seconds": 0.5, "energy": 2.0}
         | ({"test_accuracy": base + 0.01 * seed + 0.1 * r, "test_loss": 1.0} if r % 2 else {})
         for arm, base in (("a", 0.1), ("b", 0.2))
         for seed in (0, 1)
@@ -48,6 +49,7 @@ def test_curves_and_summary():
     assert summary["accuracy_mean"] == pytest.approx(0.405)
     assert (summary["seeds"], summary["rounds"], summary["kept_weights"]) == (2, 3, 10)
     assert (summary["channel_uses"], summary["side_information"]) == (15, 6)
+    assert (summary["seconds"], summary["joules"]) == (1.5, 6.0)
     assert summary["excluded_updates"] == 2
 
 

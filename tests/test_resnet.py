@@ -206,7 +206,7 @@ def clients_of(count=5):
     return federation(count, shape=SHAPE)
 
 
-def a_round(model, count, chunk=1, devices=2, **local):
+def a_round(model, count, chunk, **local):
     optimizer = fp.local.adjusted(optax.sgd(0.05, 0.9), weight_decay=0.1)
     return fp.round.build(
         local=fp.local.sgd(model, optimizer, batch=6, steps=2, **local),
@@ -214,20 +214,17 @@ def a_round(model, count, chunk=1, devices=2, **local):
         uplink=fp.link.ideal(),
         participation=fp.server.full(count),
         server=fp.server.average(),
-        layout=fp.mesh.make(clients=devices, chunk=chunk),
+        layout=fp.mesh.make(clients=2, chunk=chunk),
     )
 
 
-@pytest.mark.parametrize("norm", ["group", "exchanged"])
-def test_rounds_on_devices_equal_clients_one_by_one(norm):
+@pytest.mark.parametrize(("norm", "chunk"), [("group", 1), ("exchanged", 3)])
+def test_rounds_on_devices_equal_clients_one_by_one(norm, chunk):
     """Scan, shard_map and vmapped chunks; the update is the weighted mean of the clients' own."""
     model, clients = small(norm), clients_of()
     params = jax.jit(model.init)(fp.rng.stream(jax.random.key(0), "init"))
-    algorithm = a_round(model, 5, prox=0.1)
+    algorithm = a_round(model, 5, chunk, prox=0.1)
     state, info, _ = fp.run.simulate(algorithm, model, clients, clients, 1)
-    chunked = a_round(model, 5, chunk=3, prox=0.1)
-    other, _, _ = fp.run.simulate(chunked, model, clients, clients, 1)
-    assert distance(state.params, other.params) < 1e-4
 
     optimizer = fp.local.adjusted(optax.sgd(0.05, 0.9), weight_decay=0.1)
     local = jax.jit(fp.local.sgd(model, optimizer, batch=6, steps=2, prox=0.1))

@@ -50,7 +50,7 @@ def send(uplink, updates, weights, mask, seed=SEED):
             jax.tree.map(jnp.add, total.sum, part.sum),
             jax.tree.map(jnp.maximum, total.max, part.max),
         )
-    update, cost = uplink.finish(jax.random.key(seed), total, mask_tree)
+    update, cost = uplink.finish(jax.random.key(seed), air, total, mask_tree)
     return as_vector(update), cost
 
 
@@ -144,9 +144,10 @@ def test_silent_clients_do_no_harm(normalisation):
     assert np.isfinite(cost.noise_variance)
     from fedprune.mesh import identity
 
-    gain = jax.tree.map(lambda v: v[0], uplink.prepare(jax.random.key(0), 0, jnp.arange(1)).state)
+    air = uplink.prepare(jax.random.key(0), jnp.int32(0), jnp.arange(1))
+    gain = jax.tree.map(lambda v: v[0], air.state)
     nobody = identity(uplink.encode(gain, as_tree(jnp.zeros(D)), None, jnp.float32(1)))
-    update, _ = uplink.finish(jax.random.key(0), nobody, None)
+    update, _ = uplink.finish(jax.random.key(0), air, nobody, None)
     assert not as_vector(update).any()
 
 

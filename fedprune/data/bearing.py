@@ -6,7 +6,7 @@ ball, B, the inner race, IR, or the outer race, OR, of 7 to 28 thousandths of an
 its position on the clock) and each motor load of 0 to 3 horsepower. It was cut into consecutive
 windows that do not overlap. Entries of the npz file:
 
-  x        [n, 1024] float32, acceleration in g
+  x        [n, 1024] float32, acceleration
   y        [n] the class: an index into ``classes``
   load     [n] the motor load in horsepower
   classes  [16] the names of the bearings' states

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import importlib.util
 import io
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ from fedprune.data import cifar
 from fedprune.data.dataset import DataError
 
 FORMAT = "array_record"
+RETRIES = 3
+"""Of a download that fails."""
 
 
 def installed() -> bool:
@@ -116,7 +119,12 @@ def prepare(name: str, data_dir: str | os.PathLike, read_idx: Callable[[Path], n
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             import tensorflow_datasets as tfds
+            from tensorflow_datasets.core.download import downloader
 
+            # Its ten retries with growing pauses last for minutes where there is no network.
+            downloader.MAX_RETRIES = min(downloader.MAX_RETRIES, RETRIES)
+            logging.getLogger("urllib3").setLevel(logging.ERROR)  # each retry is a warning
+            tfds.disable_progress_bar()
             base = {
                 "mnist": tfds.image_classification.MNIST,
                 "fashion_mnist": tfds.image_classification.FashionMNIST,

@@ -26,10 +26,10 @@ def ideal() -> Uplink:
     def encode(state: PyTree, delta: Params, mask: Mask, weight: jax.Array) -> Total:
         return Total((_scale(weight, delta), weight), ())
 
-    def finish(key: Key, total: Total, mask: Mask) -> tuple[Params, Cost]:
+    def finish(key: Key, air: Air, total: Total, mask: Mask) -> tuple[Params, Cost]:
         signal, weight = total.sum
-        nothing, free = jnp.int32(0), jnp.float32(0.0)
-        return _mean(signal, weight), Cost(nothing, nothing, free, free, free)
+        free = jnp.float32(0.0)
+        return _mean(signal, weight), Cost(free, jnp.int32(0), free, free, free)
 
     return Uplink(prepare, encode, finish)
 
@@ -132,7 +132,7 @@ def over_the_air(
         one = jnp.ones_like(weight)
         return Total(_Sums(signal, weight, one, rms, known, jnp.square(needed)), needed)
 
-    def finish(key: Key, total: Total, mask: Mask) -> tuple[Params, Cost]:
+    def finish(key: Key, air: Air, total: Total, mask: Mask) -> tuple[Params, Cost]:
         sums: _Sums = total.sum
         signal, peak = sums.signal, jnp.maximum(total.max, 0.0)
         d = tree.count(mask, signal)
@@ -156,8 +156,8 @@ def over_the_air(
             noise = channel.noise(key, signal, mask)
             signal = jax.tree.map(lambda y, n: scale * (y + deviation * n), signal, noise)
         variance = jnp.square(scale * deviation / jnp.maximum(sums.weight, 1e-30))
-        uses = jnp.where(sums.clients > 0, channel.channel_uses(d, packing), 0)
-        seconds = uses.astype(jnp.float32) / bandwidth
+        uses = jnp.where(sums.clients > 0, channel.channel_uses(d, packing), 0).astype(jnp.float32)
+        seconds = uses / bandwidth
         cost = Cost(uses, reports, variance, seconds, power * seconds * sent)
         return _mean(signal, sums.weight), cost
 
