@@ -50,7 +50,7 @@ import numpy as np
 
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, spec, to_json
-from fedprune.writer import Row, write_json
+from fedprune.writer import Row
 
 # P0 section IV, final accuracies in percent: as the text gives them, or as they follow from its
 # gains over one-shot (82, 81, 72). The 52 is printed for 50P, which must be a slip for 90P.
@@ -177,30 +177,18 @@ def _pruned_at(config: OtaPruning, how: str) -> list[int]:
 
 def report(config: OtaPruning, rows: Sequence[Row], folder: Path) -> str:
     """Writes summary, tables and figures; returns the text to print."""
+    accuracy = f"Final test accuracy in percent, mean ± 95 % interval over {config.run.seeds} seeds"
+    tables = {
+        accuracy: _snr_table(config, rows) if config.snrs_db else _table(config, rows),
+        "Convergence": _convergence(config, rows),
+    }
     verdicts = [] if config.snrs_db else claims(config, rows)
-    tables = {"accuracy": _snr_table(config, rows) if config.snrs_db else _table(config, rows)}
-    tables["convergence"] = _convergence(config, rows)
-    write_json(
-        folder / "summary.json",
-        {
-            "experiment": "ota_pruning",
-            "variant": config.variant,
-            "config": to_json(config),
-            "arms": [rp.arm_summary(rows, arm.name) for arm in arms(config)],
-            "tables": tables,
-            "claims": [v._asdict() for v in verdicts],
-        },
-    )
     (folder / "figures").mkdir(exist_ok=True)
     (_snr_figure if config.snrs_db else _figures)(config, rows, folder / "figures")
-    text = (
-        f"Final test accuracy in percent, mean ± 95 % interval over {config.run.seeds} seeds\n\n"
-        f"{tables['accuracy']}\n\n{tables['convergence']}\n"
+    names = [arm.name for arm in arms(config)]
+    return rp.write_run(
+        folder, "ota_pruning", to_json(config), rows, names, tables, verdicts, "Claims of P0"
     )
-    if verdicts:
-        text += f"\nClaims of P0\n\n{rp.verdict_table(verdicts)}\n"
-    (folder / "report.md").write_text(text)
-    return text
 
 
 def _accuracy(rows: Sequence[Row], condition: Condition) -> np.ndarray:

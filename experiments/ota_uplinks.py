@@ -26,7 +26,7 @@ from typing import Any
 
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
-from fedprune.writer import Row, write_json
+from fedprune.writer import Row
 
 UPLINKS: dict[str, dict[str, Any]] = {
     "air": {"uplink.normalisation": "common", "uplink.threshold": 0.1},
@@ -80,7 +80,7 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
         ]
         for name, s in summaries.items()
     ]
-    header = ["uplink", "model", "accuracy (%)", "channel uses", "saving", "seconds", "joules"]
+    header = ["uplink", "model", "accuracy (%)", "channel uses", "of digital", "seconds", "joules"]
     table = rp.table(header, body)
     verdicts = []
     for pruning in PRUNING:
@@ -93,23 +93,16 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
         verdicts.append(
             rp.Verdict(f"air-price-{pruning}", "P0 II.2", text, held, f"{found} points")
         )
-    write_json(
-        folder / "summary.json",
-        {
-            "experiment": "ota_uplinks",
-            "variant": config.variant,
-            "config": to_json(config),
-            "arms": list(summaries.values()),
-            "tables": {"uplinks": table},
-            "claims": [v._asdict() for v in verdicts],
-        },
-    )
     (folder / "figures").mkdir(exist_ok=True)
     shown = {name: name.replace("/", ", ") for name in summaries}
     rp.cost_figure(
         folder / "figures" / "uplinks", rows, shown, "channel_uses", "channel uses so far"
     )
-    text = f"{table}\n\nsaving: channel uses of digital over those of this uplink\n\n"
-    text += rp.verdict_table(verdicts) + "\n"
-    (folder / "report.md").write_text(text)
-    return text
+    heading = (
+        "Final accuracy and what the whole run used, means over seeds ('of digital': channel uses of"
+        " the digital uplink over those of this one)"
+    )
+    tables = {heading: table}
+    return rp.write_run(
+        folder, "ota_uplinks", to_json(config), rows, list(shown), tables, verdicts, "Claims"
+    )

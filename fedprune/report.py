@@ -232,7 +232,7 @@ def write_run(
       rows: of the run.
       arms: names of all arms.
       tables: heading -> table; the report shows them in this order.
-      verdicts: of the claims.
+      verdicts: of the claims; may be empty.
       claims: heading of the claims.
 
     Returns:
@@ -249,7 +249,8 @@ def write_run(
             "claims": [v._asdict() for v in verdicts],
         },
     )
-    sections = [*tables.items(), (claims, verdict_table(verdicts))]
+    judged = verdict_table(verdicts) if verdicts else ""
+    sections = [*tables.items(), (claims, judged)]
     text = "\n\n".join(f"{heading}\n\n{body}" for heading, body in sections if body) + "\n"
     (folder / "report.md").write_text(text)
     return text
