@@ -99,8 +99,8 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
         folder / "figures" / "uplinks", rows, shown, "channel_uses", "channel uses so far"
     )
     heading = (
-        "Final accuracy and what the whole run used, means over seeds ('of digital': channel uses of"
-        " the digital uplink over those of this one)"
+        "Final accuracy and what the whole run used, means over seeds\n"
+        "(of digital: channel uses of the digital uplink over those of this one)"
     )
     tables = {heading: table}
     return rp.write_run(
