@@ -1,5 +1,10 @@
 """Every test runs on eight virtual CPU devices, with implicit promotion and warnings as errors."""
 
+import os
+
+# Eight devices on two busy cores may well wait for each other longer than XLA's 40 seconds.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_collective_call_terminate_timeout_seconds=600")
+
 import jax
 import pytest
 
