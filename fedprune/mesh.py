@@ -72,10 +72,6 @@ class Layout:
         """Lanes on each device."""
         return 1 if self.reduction == "fast" else self.lanes // self.client_devices
 
-    def arm_sharding(self) -> NamedSharding:
-        """Sharding of arrays whose leading axis counts arms."""
-        return NamedSharding(self.mesh, jax.P(ARMS))
-
     def replicated(self) -> NamedSharding:
         return NamedSharding(self.mesh, jax.P())
 

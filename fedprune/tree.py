@@ -36,6 +36,16 @@ def square_sum(values: PyTree) -> jax.Array:
     return _sum(jnp.sum(jnp.square(v)) for v in jax.tree.leaves(values))
 
 
+def scale(factor: jax.Array, values: PyTree) -> PyTree:
+    """factor [] times every leaf."""
+    return jax.tree.map(lambda v: factor * v, values)
+
+
+def mean(total: PyTree, weight: jax.Array) -> PyTree:
+    """total / weight, weight []; zero where the weight is zero."""
+    return jax.tree.map(lambda v: jnp.where(weight > 0, v / weight, 0.0), total)
+
+
 def all_finite(values: PyTree) -> jax.Array:
     """Whether no leaf holds a NaN or an infinity, [] bool."""
     return reduce(

@@ -76,7 +76,7 @@ def orthogonal(
     def encode(link: _Link, delta: Params, mask: Mask, weight: jax.Array) -> Total:
         if value_bits < 32:
             delta = tree.apply_mask(mask, _rounded(link.key, delta, value_bits))
-        return Total((jax.tree.map(lambda v: weight * v, delta), weight), ())
+        return Total((tree.scale(weight, delta), weight), ())
 
     def finish(key: Key, air: Air, total: Total, mask: Mask) -> tuple[Params, Cost]:
         signal, weight = total.sum
@@ -84,9 +84,8 @@ def orthogonal(
         bits = d * value_bits + (32.0 if value_bits < 32 else 0.0)
         uses = jnp.sum(jnp.where(air.state.sends, jnp.ceil(bits / air.state.rate), 0.0))
         seconds = uses / bandwidth
-        mean = jax.tree.map(lambda y: jnp.where(weight > 0, y / weight, 0.0), signal)
-        nothing = jnp.int32(0)
-        return mean, Cost(uses, nothing, jnp.float32(0.0), seconds, power * seconds)
+        cost = Cost(uses, jnp.int32(0), jnp.float32(0.0), seconds, power * seconds)
+        return tree.mean(signal, weight), cost
 
     return Uplink(prepare, encode, finish)
 

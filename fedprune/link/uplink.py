@@ -24,12 +24,12 @@ def ideal() -> Uplink:
         return Air(jnp.ones(ids.shape, bool), ())
 
     def encode(state: PyTree, delta: Params, mask: Mask, weight: jax.Array) -> Total:
-        return Total((_scale(weight, delta), weight), ())
+        return Total((tree.scale(weight, delta), weight), ())
 
     def finish(key: Key, air: Air, total: Total, mask: Mask) -> tuple[Params, Cost]:
         signal, weight = total.sum
         free = jnp.float32(0.0)
-        return _mean(signal, weight), Cost(free, jnp.int32(0), free, free, free)
+        return tree.mean(signal, weight), Cost(free, jnp.int32(0), free, free, free)
 
     return Uplink(prepare, encode, finish)
 
@@ -118,7 +118,7 @@ def over_the_air(
         return Air(jnp.square(jnp.abs(gains.known)) >= threshold, gains)
 
     def encode(gains: channel.Gains, delta: Params, mask: Mask, weight: jax.Array) -> Total:
-        signal = _scale(weight, delta)
+        signal = tree.scale(weight, delta)
         rms = _rms(signal, tree.count(mask, delta))
         known = jnp.abs(gains.known)
         needed = rms / known
@@ -127,7 +127,7 @@ def over_the_air(
         elif faded:
             signal = channel.rotate(gains.true / gains.known, signal, packing)
         if normalisation == "device":
-            signal = _scale(jnp.where(rms > 0, 1.0 / rms, 0.0), signal)
+            signal = tree.scale(jnp.where(rms > 0, 1.0 / rms, 0.0), signal)
         signal = tree.apply_mask(mask, signal)
         one = jnp.ones_like(weight)
         return Total(_Sums(signal, weight, one, rms, known, jnp.square(needed)), needed)
@@ -159,7 +159,7 @@ def over_the_air(
         uses = jnp.where(sums.clients > 0, channel.channel_uses(d, packing), 0).astype(jnp.float32)
         seconds = uses / bandwidth
         cost = Cost(uses, reports, variance, seconds, power * seconds * sent)
-        return _mean(signal, sums.weight), cost
+        return tree.mean(signal, sums.weight), cost
 
     return Uplink(prepare, encode, finish)
 
@@ -172,12 +172,3 @@ def _phase(gain: jax.Array) -> jax.Array:
 def _rms(values: Params, count: jax.Array) -> jax.Array:
     """Root mean square over the transmitted weights."""
     return jnp.sqrt(tree.square_sum(values) / jnp.maximum(count, 1).astype(jnp.float32))
-
-
-def _scale(factor: jax.Array, values: Params) -> Params:
-    return jax.tree.map(lambda v: factor * v, values)
-
-
-def _mean(signal: Params, weight: jax.Array) -> Params:
-    """sum / W; zero where nobody counted."""
-    return jax.tree.map(lambda y: jnp.where(weight > 0, y / weight, 0.0), signal)
