@@ -15,7 +15,7 @@ from fedprune import channel, data, link, local, mesh, models, prune, server
 from fedprune import config as cfg
 from fedprune import round as rounds
 from fedprune.data.partition import Partitioner
-from fedprune.types import Model, Pruner, Server, Uplink
+from fedprune.types import LocalUpdate, Model, Pruner, Server, Uplink
 
 PARTITIONERS: dict[str, Callable[[cfg.Data, data.Dataset], Partitioner]] = {
     "iid": lambda d, _: data.iid(d.clients),
@@ -56,6 +56,7 @@ SCHEDULES: dict[str, Callable[[cfg.Pruning], prune.Schedule]] = {
     "linear": lambda p: prune.linear(p.ratio, p.start, p.every, p.steps),
     "cubic": lambda p: prune.cubic(p.ratio, p.start, p.every, p.steps),
 }
+IMPORTANCES: dict[str, local.Importance] = {"magnitude": local.magnitude, "change": local.change}
 UPLINKS: dict[str, Callable[[cfg.Uplink], Uplink]] = {
     "ideal": lambda u: link.ideal(),
     "over_the_air": lambda u: link.over_the_air(
@@ -119,11 +120,11 @@ def pruner(p: cfg.Pruning) -> Pruner | None:
     return prune.scheduled(SCHEDULES[p.schedule](p), distribution=p.distribution, scope=p.scope)
 
 
-def algorithm(config: cfg.Config, network: Model, layout: mesh.Layout) -> rounds.Round:
-    """The federated round."""
-    c = config
-    return rounds.build(
-        local=local.sgd(
+def local_update(c: cfg.Config, network: Model) -> LocalUpdate:
+    """Training of one client."""
+
+    def sgd(steps: int, epochs: int) -> LocalUpdate:
+        return local.sgd(
             network,
             local.adjusted(
                 OPTIMIZERS[c.local.optimizer](c.local),
@@ -131,14 +132,42 @@ def algorithm(config: cfg.Config, network: Model, layout: mesh.Layout) -> rounds
                 clip=_unless_zero(c.local.clip),
             ),
             batch=c.local.batch,
-            steps=c.local.steps or None,
-            epochs=c.local.epochs or None,
+            steps=steps or None,
+            epochs=epochs or None,
             prox=_unless_zero(c.local.prox),
             decay=DECAYS[c.local.schedule](c.local, c.run.rounds),
-        ),
-        uplink=UPLINKS[c.uplink.link](c.uplink),
+        )
+
+    train, p = sgd(c.local.steps, c.local.epochs), c.pruning
+    if p.schedule == "none" or p.scope != "own":
+        return train
+    return local.own_masks(
+        sgd(p.warm_up, 0),
+        train,
+        prune.selection(SCHEDULES[p.schedule](p), p.distribution),
+        IMPORTANCES[p.importance],
+        rewind=p.rewind == "yes",
+    )
+
+
+def uplink(u: cfg.Uplink, cohort: int) -> Uplink:
+    """How the updates of a cohort of so many clients reach the server."""
+    values = UPLINKS[u.link](u)
+    if u.division == "all":
+        return values
+    masks = values if u.link == "over_the_air" else link.ideal()
+    return link.holders(values, masks, u.min_holders / cohort)
+
+
+def algorithm(config: cfg.Config, network: Model, layout: mesh.Layout) -> rounds.Round:
+    """The federated round."""
+    c = config
+    cohort = c.cohort.size or c.data.clients
+    return rounds.build(
+        local=local_update(c, network),
+        uplink=uplink(c.uplink, cohort),
         server=SERVERS[c.server.optimizer](c.server),
-        participation=server.uniform(c.data.clients, c.cohort.size or c.data.clients),
+        participation=server.uniform(c.data.clients, cohort),
         pruner=pruner(c.pruning),
         layout=layout,
     )

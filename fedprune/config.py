@@ -135,7 +135,23 @@ class Pruning:
     every: int = spec(3, "rounds between pruning steps", low=1, traced=True)
     steps: int = spec(5, "pruning steps, n", low=1, traced=True)
     distribution: str = spec("global", "ranking of weights", choices=("global", "layer"))
-    scope: str = spec("server", "whose model is masked", choices=("server", "client"))
+    scope: str = spec(
+        "server",
+        "what the round's mask applies to: the global model, or what clients receive; own: clients"
+        " decide masks of their own",
+        choices=("server", "client", "own"),
+    )
+    warm_up: int = spec(1, "steps before a client decides its own mask, beside local", low=1)
+    importance: str = spec(
+        "magnitude",
+        "what a client's own mask keeps: large weights, or weights that the warm-up changed much",
+        choices=("magnitude", "change"),
+    )
+    rewind: str = spec(
+        "no",
+        "whether own masks are followed by the weights received, instead of the warmed-up ones",
+        choices=("no", "yes"),
+    )
 
 
 @dataclass
@@ -167,6 +183,15 @@ class Uplink:
     )
     nearest: float = spec(0.0, "distance of the nearest client in m; 0: no path loss", low=0)
     farthest: float = spec(0.0, "distance of the farthest client in m", low=0)
+    division: str = spec(
+        "all",
+        "what the sum of updates with different masks is divided by: all clients, or the holders of"
+        " each weight, counted by a second transmission",
+        choices=("all", "holders"),
+    )
+    min_holders: float = spec(
+        0.5, "fewest holders, in clients of mean weight (holders)", above=0, traced=True
+    )
     power: float = spec(1.0, "power budget of a client in W", above=0, traced=True)
     bandwidth: float = spec(1e6, "channel uses a second", above=0, traced=True)
 
@@ -215,6 +240,11 @@ class Run:
     rounds: int = spec(24, "rounds", low=1, high=10_000_000)
     every: int = spec(1, "rounds between evaluations", low=1)
     save_every: int = spec(4, "evaluations between checkpoints", low=1)
+    evaluate: str = spec(
+        "pruned",
+        "which global model is evaluated: with the round's mask, or as the server has it",
+        choices=("pruned", "dense"),
+    )
     seeds: int = spec(3, "repetitions with seeds 0, 1, ...", low=1, high=10_000)
 
 
@@ -380,6 +410,11 @@ def _validate_together(c: Config) -> None:
             f"model.widths={c.model.widths!r}: must be multiples of model.groups={c.model.groups}",
         )
     u = c.uplink
+    cohort = c.cohort.size or c.data.clients
+    require(
+        u.min_holders <= cohort,
+        f"uplink.min_holders={u.min_holders}: must be at most the cohort of {cohort} clients",
+    )
     require(
         u.nearest <= u.farthest,
         f"uplink.nearest={u.nearest}: must be at most uplink.farthest={u.farthest}",

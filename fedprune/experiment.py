@@ -99,7 +99,8 @@ def _program(
 
     def segment(rounds: int):
         per_chunk = config.mesh.arms_per_chunk or None
-        evaluate = run.evaluation(network, layout)
+        pruned = config.run.evaluate == "pruned"
+        evaluate = run.evaluation(network, layout, pruned=pruned)
         compiled = run.program(algorithm, layout, rounds, evaluate, per_chunk)
         train, test = jax.device_put(federation(), layout.replicated())
         return lambda arms: compiled(arms, train, test)

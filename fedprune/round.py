@@ -4,7 +4,7 @@
       ► local training     one client after another, or vmapped in chunks
       ► uplink.encode      accumulated over clients and devices
       ► uplink.finish      receiver noise, once; estimate of the mean update
-      ► server.update      and the mask again where it is sticky
+      ► server.update      and the mask again where it is the server's
 
 Device-agnostic: everything about devices is in ``mesh.accumulate``.
 """
@@ -116,7 +116,8 @@ def build(
         mask, pruner_state = None, None
         if pruner is not None:
             mask, pruner_state = pruner.update(state.pruner, state.params, t)
-        broadcast = tree.apply_mask(mask, state.params)
+        shared_mask = None if pruner is not None and pruner.scope == "own" else mask
+        broadcast = tree.apply_mask(shared_mask, state.params)
         ids = participation.select(rng.stream(key, "cohort", t))
         air = uplink.prepare(key, t, ids)
 
@@ -125,29 +126,29 @@ def build(
             k = ids[position]
             heard, channel = jax.tree.map(lambda leaf: leaf[position], air)
             client = clients.client(k)
-            delta, info = local(rng.stream(key, "local", t, k), t, broadcast, mask, client)
+            trained = local(rng.stream(key, "local", t, k), t, broadcast, mask, client)
             weight = client.size.astype(jnp.float32)
-            sent = uplink.encode(channel, delta, mask, weight)
-            finite = tree.all_finite((delta, sent, info.loss))
+            sent = uplink.encode(channel, trained, mask, weight)
+            finite = tree.all_finite((trained.delta, sent, trained.loss))
             one, none = jnp.ones_like(weight), jnp.zeros_like(weight)
-            part = Total((sent.sum, _Tally(weight, weight * info.loss, one, none)), sent.max)
+            part = Total((sent.sum, _Tally(weight, weight * trained.loss, one, none)), sent.max)
             counts = finite & (client.size > 0) & heard
             part = tree.where(counts, part, mesh.identity(part))
             signal, tally = part.sum
             excluded = jnp.where(heard & (client.size > 0) & ~finite, one, none)
             return Total((signal, tally._replace(excluded=excluded)), part.max)
 
-        shared = (broadcast, mask, clients, ids, air, key, t)
+        shared = (broadcast, shared_mask, clients, ids, air, key, t)
         total = mesh.accumulate(contribution, shared, participation.size, layout)
         received, tally = total.sum
         update, cost = uplink.finish(
-            rng.stream(key, "uplink", t), air, Total(received, total.max), mask
+            rng.stream(key, "uplink", t), air, Total(received, total.max), shared_mask
         )
         params, server_state = server.update(state.server, state.params, update)
         params, server_state = tree.where(
             tally.clients > 0, (params, server_state), (state.params, state.server)
         )
-        if pruner is not None and pruner.sticky:
+        if pruner is not None and pruner.scope == "server":
             params = tree.apply_mask(mask, params)
         info = RoundInfo(
             train_loss=tally.loss / tally.weight,

@@ -23,7 +23,7 @@ Evaluate = Callable[[State, Clients], Any]
 
 
 class Metrics(NamedTuple):
-    """What the pooled test set says of the pruned global model."""
+    """What the pooled test set says of the global model."""
 
     accuracy: jax.Array
     """share of right answers, in [0, 1]"""
@@ -58,19 +58,22 @@ def head(arms: PyTree, count: int) -> PyTree:
     return jax.tree.map(lambda v: v[:count], arms)
 
 
-def evaluation(model: Model, layout: mesh.Layout, batch: int = 500) -> Evaluate:
+def evaluation(
+    model: Model, layout: mesh.Layout, batch: int = 500, pruned: bool = True
+) -> Evaluate:
     """Accuracy and loss on all test examples, spread over the devices of the clients axis.
 
     Args:
       model: the network.
       layout: devices.
       batch: examples at a time.
+      pruned: whether the global model is evaluated with the last round's mask.
     """
 
     def evaluate(state: State, test: Clients) -> Metrics:
         n = test.labels.shape[0]
         pool = Client(*test._replace(rows=jnp.arange(n, dtype=jnp.int32), size=jnp.int32(n)))
-        params = tree.apply_mask(state.mask, state.params)
+        params = tree.apply_mask(state.mask, state.params) if pruned else state.params
 
         def some(shared, position: jax.Array) -> Total:
             params, pool = shared

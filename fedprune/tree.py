@@ -33,7 +33,12 @@ def count(mask: Mask, like: Params) -> jax.Array:
 
 def square_sum(values: PyTree) -> jax.Array:
     """Sum of squares over all leaves, []."""
-    return _sum(jnp.sum(jnp.square(v)) for v in jax.tree.leaves(values))
+    return total(jax.tree.map(jnp.square, values))
+
+
+def total(values: PyTree) -> jax.Array:
+    """Sum over all leaves, []."""
+    return _sum(jnp.sum(v) for v in jax.tree.leaves(values))
 
 
 def scale(factor: jax.Array, values: PyTree) -> PyTree:

@@ -78,18 +78,34 @@ class Clients(NamedTuple):
         return Client(*self._replace(rows=self.rows[k], size=self.size[k]))
 
 
-class LocalInfo(NamedTuple):
-    """What local training reports of one client."""
+class Trained(NamedTuple):
+    """What one client has after local training."""
 
+    delta: Params
+    """trained weights minus those that it received; zero where it keeps no weight"""
     loss: jax.Array
     """[] mean training loss over the local steps"""
+    held: Mask = None
+    """the weights that this client keeps, where clients decide that themselves; None: those that
+    the round's mask keeps"""
 
 
-LocalUpdate = Callable[[Key, jax.Array, Params, Mask, Client], tuple[Params, LocalInfo]]
-"""Trains ONE client: (key, t, params, mask, client) -> (delta, info). The round vmaps it.
+LocalUpdate = Callable[[Key, jax.Array, Params, Mask, Client], Trained]
+"""Trains ONE client: (key, t, params, mask, client) -> trained. The round vmaps it.
 
-``t`` [] int32 is the round, counted from 0. ``params`` is the model that the client received and
-delta is trained weights minus ``params``; both are zero where ``mask`` is False.
+``t`` [] int32 is the round, counted from 0. ``params`` is the model that the client received, zero
+where ``mask``, which all clients of the round share, is False; so is delta.
+"""
+
+
+SCOPES = ("server", "client", "own")
+"""What a round's mask, decided from the global model, applies to.
+
+  server  the global model, before the broadcast and again after aggregation: pruned weights stay
+          zero for good
+  client  the model that clients receive; the server keeps its own dense
+  own     only the evaluated model. The broadcast is dense, and every client decides a mask of its
+          own while it trains (``Trained.held``)
 """
 
 
@@ -100,9 +116,8 @@ class Pruner(NamedTuple):
     """params -> state"""
     update: Callable[[PyTree, Params, jax.Array], tuple[Mask, PyTree]]
     """(state, params, round [] int32) -> (mask, state)"""
-    sticky: bool
-    """Server scope: the mask is applied to the global model and again after aggregation, so that
-    pruned weights stay zero. Client scope (False): clients mask the model that they received."""
+    scope: str = "server"
+    """one of ``SCOPES``"""
 
 
 class Total(NamedTuple):
@@ -143,8 +158,8 @@ class Uplink(NamedTuple):
 
     prepare: Callable[[Key, jax.Array, jax.Array], Air]
     """(root key of the run, round [] int32, cohort's ids [S]) -> the cohort's channels"""
-    encode: Callable[[PyTree, Params, Mask, jax.Array], Total]
-    """(one client's slice of ``Air.state``, delta, mask, weight []) -> its contribution"""
+    encode: Callable[[PyTree, Trained, Mask, jax.Array], Total]
+    """(one client's slice of ``Air.state``, trained, mask, weight []) -> its contribution"""
     finish: Callable[[Key, Air, Total, Mask], tuple[Params, Cost]]
     """(key, the cohort's channels, total over it, mask) -> (estimate of the mean delta, cost)"""
 

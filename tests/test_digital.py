@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
-from test_uplink import D, as_tree, cohort, send
+from test_uplink import D, as_tree, cohort, send, trained
 
 from fedprune import channel, link
 
@@ -55,12 +55,13 @@ def test_rounding_is_unbiased_and_on_a_grid(bits):
     updates, _, _ = cohort(1, 1.0)
     uplink = link.orthogonal(10.0, value_bits=bits)
     step = np.abs(updates).max() / (2 ** (bits - 1) - 1)
+    sent = trained(as_tree(jnp.asarray(updates[0])))
 
     @jax.jit
     def received(t):
         air = uplink.prepare(jax.random.key(SEED), t, jnp.arange(1))
         state = jax.tree.map(lambda v: v[0], air.state)
-        total = uplink.encode(state, as_tree(jnp.asarray(updates[0])), None, jnp.float32(1))
+        total = uplink.encode(state, sent, None, jnp.float32(1))
         return jnp.concatenate([v.ravel() for v in jax.tree.leaves(total.sum[0])])
 
     draws = np.stack([received(jnp.int32(t)) for t in range(100)])

@@ -7,7 +7,7 @@ import optax
 import pytest
 from problems import federation, mlp, same
 from scipy import stats
-from test_uplink import as_tree, as_vector, cohort, send
+from test_uplink import as_tree, as_vector, cohort, send, trained
 
 import fedprune as fp
 from fedprune import channel, link
@@ -151,7 +151,7 @@ def test_power_budget_on_many_draws():
     @jax.vmap
     def spent(t, updates):
         air = uplink.prepare(jax.random.key(SEED), t, jnp.arange(5))
-        parts = jax.vmap(lambda g, u: uplink.encode(g, {"w": u}, None, jnp.float32(1)))(
+        parts = jax.vmap(lambda g, u: uplink.encode(g, trained({"w": u}), None, jnp.float32(1)))(
             air.state, updates
         )
         peak = parts.max.max()

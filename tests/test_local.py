@@ -30,8 +30,7 @@ def train(optimizer, t=0, mask=None, **options):
     """(delta, reported loss) of client 1."""
     client = federation(3, shape=SHAPE).client(1)
     local = fp.local.sgd(LINEAR, optimizer, batch=BATCH, steps=STEPS, loss=own_loss, **options)
-    delta, info = local(KEY, jnp.int32(t), LINEAR.init(KEY), mask, client)
-    return delta, info.loss
+    return local(KEY, jnp.int32(t), LINEAR.init(KEY), mask, client)[:2]
 
 
 def numpy_train(mu=0.0, weight_decay=0.0, clip=np.inf, momentum=0.0, factor=1.0):
@@ -105,7 +104,7 @@ def test_running_statistics_do_not_count_in_proximal_term_and_clipping():
     start = {**LINEAR.init(KEY), "statistics": {"mean": jnp.ones(3)}}
     optimizer = fp.local.adjusted(optax.sgd(LR), clip=1.2)
     local = fp.local.sgd(model, optimizer, batch=BATCH, steps=STEPS, loss=own_loss, prox=2.0)
-    delta, _ = local(KEY, jnp.int32(0), start, None, client)
+    delta = local(KEY, jnp.int32(0), start, None, client).delta
     np.testing.assert_allclose(delta["statistics"]["mean"], STEPS, rtol=1e-6)
     agree(delta, numpy_train(mu=2.0, clip=1.2)[0])
 
@@ -125,7 +124,7 @@ def test_pruned_weights_stay_zero_with_every_option():
         LINEAR, optimizer, batch=BATCH, steps=STEPS, loss=own_loss, prox=0.7,
         decay=fp.local.decay.cosine(10, 0.1),
     )  # fmt: skip
-    delta, _ = local(KEY, jnp.int32(3), start, mask, client)
+    delta = local(KEY, jnp.int32(3), start, mask, client).delta
     assert not np.asarray(delta["kernel"])[~np.asarray(kept)].any()
     assert np.asarray(delta["kernel"])[np.asarray(kept)].all()
 

@@ -233,7 +233,7 @@ def test_rounds_on_devices_equal_clients_one_by_one(norm, chunk):
     sizes = np.asarray(clients.size)
     for k, size in enumerate(sizes):
         key = fp.rng.stream(jax.random.key(0), "local", 0, k)
-        delta, _ = local(key, jnp.int32(0), start, state.mask, clients.client(k))
+        delta = local(key, jnp.int32(0), start, state.mask, clients.client(k)).delta
         share = np.float32(size / sizes.sum())
         mean = jax.tree.map(lambda m, d, a=share: m + a * np.asarray(d), mean, delta)
     assert distance(state.params, jax.tree.map(lambda p, m: p + m, start, mean)) < 1e-4
@@ -253,7 +253,7 @@ def test_local_training_only_averages_statistics():
     decay_all = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.0))
     local = fp.local.sgd(model, decay_all, batch=6, steps=2, prox=10.0)
     key = jax.random.key(4)
-    delta, _ = jax.jit(local)(key, jnp.int32(0), params, None, client)
+    delta = jax.jit(local)(key, jnp.int32(0), params, None, client).delta
     now = params
     train = jax.jit(model.train)
     for i in range(2):

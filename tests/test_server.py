@@ -10,7 +10,7 @@ from problems import federation
 import fedprune as fp
 from fedprune import build
 from fedprune import config as cfg
-from fedprune.types import LocalInfo, Model
+from fedprune.types import Model, Trained
 
 CLIENTS, ROUNDS, LR, D = 5, 4, 0.3, 3
 START = np.array([0.5, -1.0, 2.0], np.float32)
@@ -35,7 +35,7 @@ def local(key, t, params, mask, client):
             "statistics": {"mean": 0.25 * jnp.ones_like(params["norm"]["statistics"]["mean"])}
         },
     }
-    return delta, LocalInfo(jnp.float32(0.0) * pull)
+    return Trained(delta, jnp.float32(0.0) * pull)
 
 
 def numpy_rounds(sizes, step):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedprune import link
-from fedprune.types import Total
+from fedprune.types import Total, Trained
 
 D = 20_000
 SEED = 2024  # fixed before any of these tests was run
@@ -26,6 +26,10 @@ def as_tree(vector):
     return {"a": vector[: D // 4].reshape(50, -1), "b": vector[D // 4 :]}
 
 
+def trained(delta, held=None):
+    return Trained(delta, jnp.float32(0), held)
+
+
 def as_vector(tree):
     return np.concatenate([np.asarray(tree["a"]).ravel(), np.asarray(tree["b"])])
 
@@ -37,7 +41,7 @@ def send(uplink, updates, weights, mask, seed=SEED):
     parts = [
         uplink.encode(
             jax.tree.map(lambda v, k=k: v[k], air.state),
-            as_tree(jnp.asarray(update)),
+            trained(as_tree(jnp.asarray(update))),
             mask_tree,
             jnp.float32(weight),
         )
@@ -146,7 +150,7 @@ def test_silent_clients_do_no_harm(normalisation):
 
     air = uplink.prepare(jax.random.key(0), jnp.int32(0), jnp.arange(1))
     gain = jax.tree.map(lambda v: v[0], air.state)
-    nobody = identity(uplink.encode(gain, as_tree(jnp.zeros(D)), None, jnp.float32(1)))
+    nobody = identity(uplink.encode(gain, trained(as_tree(jnp.zeros(D))), None, jnp.float32(1)))
     update, _ = uplink.finish(jax.random.key(0), air, nobody, None)
     assert not as_vector(update).any()
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedprune import channel, rng, tree
-from fedprune.types import Air, Cost, Key, Mask, Params, Total, Uplink
+from fedprune.types import Air, Cost, Key, Mask, Params, Total, Trained, Uplink
 
 
 class _Link(NamedTuple):
@@ -42,10 +42,12 @@ def orthogonal(
     Clients with |h_k|^2 < threshold do not send at all. At capacity a threshold of zero lets single
     deep fades take most of the time: E[1 / C_k] is infinite under Rayleigh fading.
 
-    An update takes B = d value_bits bits (+ 32 for the scale if value_bits < 32) and B / rate uses;
-    the server knows the mask, so only the d kept weights are sent. With 32 bits values arrive
-    exactly. With fewer they are rounded at random to a grid of 2^value_bits - 1 points over
-    [-max|g|, max|g|], up or down such that the mean is exact (unbiased).
+    An update takes B = d value_bits bits (+ 32 for the scale if value_bits < 32) and B / rate uses.
+    Only the d kept weights are sent: the server knows the round's mask, and a client with a mask of
+    its own sends that as well, one bit a weight. Where such clients keep different numbers of
+    weights, all are billed at the largest. With 32 bits values arrive exactly. With fewer they are
+    rounded at random to a grid of 2^value_bits - 1 points over [-max|g|, max|g|], up or down such
+    that the mean is exact (unbiased).
 
     Args:
       snr_db: P / no in dB, as for ``over_the_air``; may be traced.
@@ -73,15 +75,22 @@ def orthogonal(
         sends = gain >= threshold
         return Air(sends & (capacity >= chosen), _Link(chosen, sends, keys))
 
-    def encode(link: _Link, delta: Params, mask: Mask, weight: jax.Array) -> Total:
+    def bits_of(kept: jax.Array) -> jax.Array:
+        return kept.astype(jnp.float32) * value_bits + (32.0 if value_bits < 32 else 0.0)
+
+    def encode(link: _Link, trained: Trained, mask: Mask, weight: jax.Array) -> Total:
+        delta, held = trained.delta, mask if trained.held is None else trained.held
         if value_bits < 32:
-            delta = tree.apply_mask(mask, _rounded(link.key, delta, value_bits))
-        return Total((tree.scale(weight, delta), weight), ())
+            delta = tree.apply_mask(held, _rounded(link.key, delta, value_bits))
+        bits = bits_of(tree.count(held, delta))
+        if trained.held is not None:
+            bits += tree.count(None, delta).astype(jnp.float32)
+        return Total((tree.scale(weight, delta), weight), bits)
 
     def finish(key: Key, air: Air, total: Total, mask: Mask) -> tuple[Params, Cost]:
         signal, weight = total.sum
-        d = tree.count(mask, signal).astype(jnp.float32)
-        bits = d * value_bits + (32.0 if value_bits < 32 else 0.0)
+        # If everybody's update is lost there is no largest; then the round's mask decides.
+        bits = jnp.where(weight > 0, total.max, bits_of(tree.count(mask, signal)))
         uses = jnp.sum(jnp.where(air.state.sends, jnp.ceil(bits / air.state.rate), 0.0))
         seconds = uses / bandwidth
         cost = Cost(uses, jnp.int32(0), jnp.float32(0.0), seconds, power * seconds)

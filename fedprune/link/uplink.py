@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fedprune import channel, tree
-from fedprune.types import Air, Cost, Key, Mask, Params, PyTree, Total, Uplink
+from fedprune.types import Air, Cost, Key, Mask, Params, PyTree, Total, Trained, Uplink
 
 NORMALISATIONS = ("none", "common", "device", "receiver")
 
@@ -23,8 +23,8 @@ def ideal() -> Uplink:
     def prepare(root: Key, t: jax.Array, ids: jax.Array) -> Air:
         return Air(jnp.ones(ids.shape, bool), ())
 
-    def encode(state: PyTree, delta: Params, mask: Mask, weight: jax.Array) -> Total:
-        return Total((tree.scale(weight, delta), weight), ())
+    def encode(state: PyTree, trained: Trained, mask: Mask, weight: jax.Array) -> Total:
+        return Total((tree.scale(weight, trained.delta), weight), ())
 
     def finish(key: Key, air: Air, total: Total, mask: Mask) -> tuple[Params, Cost]:
         signal, weight = total.sum
@@ -117,9 +117,9 @@ def over_the_air(
         gains = draw(root, t, ids)
         return Air(jnp.square(jnp.abs(gains.known)) >= threshold, gains)
 
-    def encode(gains: channel.Gains, delta: Params, mask: Mask, weight: jax.Array) -> Total:
-        signal = tree.scale(weight, delta)
-        rms = _rms(signal, tree.count(mask, delta))
+    def encode(gains: channel.Gains, trained: Trained, mask: Mask, weight: jax.Array) -> Total:
+        signal = tree.scale(weight, trained.delta)
+        rms = _rms(signal, tree.count(mask, signal))
         known = jnp.abs(gains.known)
         needed = rms / known
         if faded and normalisation == "device":

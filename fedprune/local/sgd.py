@@ -19,7 +19,7 @@ from jax import lax
 
 from fedprune import rng, tree
 from fedprune.local.decay import Decay
-from fedprune.types import Client, Key, LocalInfo, LocalUpdate, Mask, Model, Params
+from fedprune.types import Client, Key, LocalUpdate, Mask, Model, Params, Trained
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 """(logits [b, classes], labels [b]) -> [b] loss of every example"""
@@ -80,9 +80,7 @@ def sgd(
         total = jnp.sum(jnp.where(counts, loss(logits, y), 0.0))
         return total / jnp.maximum(number, 1.0), after
 
-    def update(
-        key: Key, t: jax.Array, params: Params, mask: Mask, client: Client
-    ) -> tuple[Params, LocalInfo]:
+    def update(key: Key, t: jax.Array, params: Params, mask: Mask, client: Client) -> Trained:
         factor = None if decay is None else decay(t)
 
         def step(carry, positions: jax.Array, counts: jax.Array):
@@ -106,7 +104,7 @@ def sgd(
         passes = _steps if epochs is None else _epochs
         end, value = passes(key, client, batch, length, step, start)
         delta = jax.tree.map(jnp.subtract, end[0], params)
-        return tree.apply_mask(mask, delta), LocalInfo(value)
+        return Trained(tree.apply_mask(mask, delta), value)
 
     return update
 

@@ -2,6 +2,7 @@
 
 from fedprune.prune.pruner import kernels as kernels
 from fedprune.prune.pruner import scheduled as scheduled
+from fedprune.prune.pruner import selection as selection
 from fedprune.prune.schedule import Schedule as Schedule
 from fedprune.prune.schedule import constant as constant
 from fedprune.prune.schedule import cubic as cubic

@@ -13,7 +13,7 @@ from fedprune import tree
 from fedprune.prune.schedule import Schedule
 from fedprune.prune.scores import Score, magnitude
 from fedprune.prune.threshold import top_k
-from fedprune.types import Mask, Params, Pruner
+from fedprune.types import SCOPES, Mask, Params, Pruner, PyTree
 
 Predicate = Callable[[str, Any], bool]
 
@@ -48,9 +48,9 @@ def scheduled(
       score: importance of every weight; the smallest go first, of equal ones the last by index.
       distribution: "global" ranks all prunable weights together; "layer" prunes the same share of
         every prunable leaf.
-      scope: "server": the mask is kept, nested (a pruned weight never returns) and applied to the
-        global model. "client": each round's mask is computed afresh on the model that was
-        broadcast, which the server keeps dense; weights may return.
+      scope: one of ``types.SCOPES``. In "server" masks are nested (a pruned weight never returns).
+        In "client" and "own" each round's mask is computed afresh on the global model, which the
+        server keeps dense; weights may return.
       prunable: (path "layer/kernel", leaf) -> bool.
 
     Raises:
@@ -58,8 +58,8 @@ def scheduled(
     """
     if distribution not in ("global", "layer"):
         raise ValueError(f"distribution={distribution!r} is neither 'global' nor 'layer'")
-    if scope not in ("server", "client"):
-        raise ValueError(f"scope={scope!r} is neither 'server' nor 'client'")
+    if scope not in SCOPES:
+        raise ValueError(f"scope={scope!r} is not one of {SCOPES}")
     nested = scope == "server"
 
     def groups(values: Params, chosen: list[bool]) -> list[list[jax.Array]]:
@@ -98,7 +98,23 @@ def scheduled(
         mask = lax.cond((keep < state.kept).any(), select, lambda: state.mask)
         return mask, PrunerState(mask, keep)
 
-    return Pruner(init, update, nested)
+    return Pruner(init, update, scope)
+
+
+def selection(
+    schedule: Schedule, distribution: str = "global", prunable: Predicate = kernels
+) -> Callable[[PyTree, jax.Array], Mask]:
+    """(scores shaped like the params, round) -> the mask that keeps the largest of them.
+
+    For clients that decide masks of their own (``local.own_masks``). Arguments as for
+    ``scheduled``.
+    """
+    pruner = scheduled(schedule, lambda scores: scores, distribution, "own", prunable)
+
+    def select(scores: PyTree, t: jax.Array) -> Mask:
+        return pruner.update(pruner.init(scores), scores, t)[0]
+
+    return select
 
 
 def _replace(mask: Mask, chosen: list[bool], kept: list[jax.Array]) -> Mask:

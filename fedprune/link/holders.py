@@ -1,0 +1,81 @@
+"""Updates whose masks differ: the mean over those clients that hold a weight."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from fedprune import rng, tree
+from fedprune.types import Air, Cost, Key, Mask, Params, PyTree, Total, Trained, Uplink
+
+
+def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
+    """Divides what ``values`` carries by the share of the cohort that holds each weight.
+
+    Client k keeps weight j or not, m_kj in {0, 1}, and trains only what it keeps. An uplink by
+    itself estimates the mean over all clients ("deltas over N"),
+
+      s_j = sum_k w_k m_kj g_kj / W = c_j gbar_j,       c_j = sum_k w_k m_kj / W,
+
+    which shrinks gbar_j, the mean over the holders of weight j, by their share c_j. Here a second
+    transmission, over ``masks``, carries m_k in place of g_k, and the estimate is
+
+      y_j / z_j  where z_j >= least,  0 elsewhere,       y_j = s_j + a_j,  z_j = c_j + b_j,
+
+    with the receiver noises a_j and b_j of the two transmissions. They are independent and
+    a_j has mean zero, so, with b_j of variance v and the holders given,
+
+      E[estimate_j] = c_j gbar_j E[1{z_j >= least} / z_j]
+                    = gbar_j (1 + v / c_j^2 + O(v^2 / c_j^4))     for  c_j - least >> sqrt(v):
+
+    nearly unbiased where the counts are well above the noise. A weight that somebody holds is
+    zeroed with probability Phi((least - c_j) / sqrt(v)); one that nobody holds is let through, as
+    pure noise divided by at least ``least``, with probability Phi(-least / sqrt(v)). Over exact
+    links this is P2 (12), with "nobody holds it" read as "no change" (the previous value is kept).
+
+    Over the air every transmission takes all d weights of the round's mask, since nobody knows who
+    holds which: masks of the clients' own save no channel use there, and counting them doubles the
+    bill. Both transmissions are billed. ``Cost.noise_variance`` is the mean over the weights that
+    pass of (v_a + estimate_j^2 v_b) / z_j^2.
+
+    Args:
+      values: carries the updates.
+      masks: carries the masks, as zeros and ones: the same uplink again over the air, ``ideal()``
+        where the server reads the masks from the bits it receives.
+      least: smallest share of the cohort's weight, above 0: the minimum-holder rule. 0.5 / S asks
+        for half a client of mean weight, the midpoint between none and one.
+
+    Source: P2 (12); for the counts over the air, spec of P0's superposition with different masks.
+    """
+
+    def prepare(root: Key, t: jax.Array, ids: jax.Array) -> Air:
+        first, second = values.prepare(root, t, ids), masks.prepare(root, t, ids)
+        return Air(first.active & second.active, (first.state, second.state))
+
+    def encode(state: PyTree, trained: Trained, mask: Mask, weight: jax.Array) -> Total:
+        first = values.encode(state[0], trained, mask, weight)
+        ones = jax.tree.map(jnp.ones_like, trained.delta)
+        held = tree.apply_mask(mask, tree.apply_mask(trained.held, ones))
+        second = masks.encode(state[1], trained._replace(delta=held), mask, weight)
+        return Total((first.sum, second.sum), (first.max, second.max))
+
+    def finish(key: Key, air: Air, total: Total, mask: Mask) -> tuple[Params, Cost]:
+        def part(i: int, uplink: Uplink) -> tuple[Params, Cost]:
+            mine = Total(total.sum[i], total.max[i])
+            here = Air(air.active, air.state[i])
+            return uplink.finish(rng.stream(key, "holders", i), here, mine, mask)
+
+        (mean, cost), (share, counting) = part(0, values), part(1, masks)
+        passes = jax.tree.map(lambda c: c >= least, share)
+        update = jax.tree.map(lambda p, y, c: jnp.where(p, y / c, 0.0), passes, mean, share)
+
+        def squared(p: jax.Array, u: jax.Array, c: jax.Array) -> jax.Array:
+            noise = cost.noise_variance + jnp.square(u) * counting.noise_variance
+            return jnp.where(p, noise / jnp.square(c), 0.0)
+
+        noise = tree.total(jax.tree.map(squared, passes, update, share))
+        number = jnp.maximum(tree.count(passes, update), 1).astype(jnp.float32)
+        both = jax.tree.map(jnp.add, cost, counting)
+        return update, both._replace(noise_variance=noise / number)
+
+    return Uplink(prepare, encode, finish)

@@ -1,0 +1,61 @@
+"""Clients that prune the model they received by themselves, each with a mask of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fedprune import rng, tree
+from fedprune.types import Client, Key, LocalUpdate, Mask, Params, PyTree, Trained
+
+Importance = Callable[[Params, Params], PyTree]
+"""(received, warmed up) -> non-negative numbers of the same shapes; the smallest are pruned"""
+
+
+def magnitude(received: Params, warmed: Params) -> PyTree:
+    """|w| after the warm-up (P0 section III, at the device)."""
+    return jax.tree.map(jnp.abs, warmed)
+
+
+def change(received: Params, warmed: Params) -> PyTree:
+    """How far the warm-up moved each weight, |w - w_hat| (P2 (2), P4 (20))."""
+    return jax.tree.map(lambda w, v: jnp.abs(w - v), received, warmed)
+
+
+def own_masks(
+    warm_up: LocalUpdate,
+    train: LocalUpdate,
+    select: Callable[[PyTree, jax.Array], Mask],
+    importance: Importance = magnitude,
+    rewind: bool = False,
+) -> LocalUpdate:
+    """Warm-up steps, a mask from what they found, then training of what the mask keeps.
+
+        w_hat = warm_up(w),   m_k = select(importance(w, w_hat), t),
+        w_k   = train(m_k * w_hat, m_k),   delta_k = m_k * (w_k - w)
+
+    for one client k that received w. Clients have seen different examples, so their masks differ.
+
+    Args:
+      warm_up: the first steps, on the dense model that was received.
+      train: the other steps; it starts with an optimizer of its own.
+      select: (importance, round) -> mask, for example ``prune.selection``.
+      importance: of every weight.
+      rewind: training starts from m_k * w, the weights received, and not from the warmed-up ones.
+
+    Source: P0 section III with pruning at the devices; P2 Algorithm 1 and (2), (5), (8), which
+    leaves ``rewind`` open, P4 (20)-(22), which rewinds.
+    """
+
+    def update(key: Key, t: jax.Array, params: Params, mask: Mask, client: Client) -> Trained:
+        first = warm_up(rng.stream(key, "warm_up"), t, params, mask, client)
+        warmed = jax.tree.map(jnp.add, params, first.delta)
+        held = select(importance(params, warmed), t)
+        start = tree.apply_mask(held, params if rewind else warmed)
+        trained = train(key, t, start, held, client)
+        delta = jax.tree.map(lambda s, d, w: s + d - w, start, trained.delta, params)
+        return Trained(tree.apply_mask(held, delta), trained.loss, held)
+
+    return update
