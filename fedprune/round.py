@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from fedprune import mesh, rng, tree
 from fedprune.types import (
+    Air,
     Clients,
     Cost,
     Key,
@@ -32,6 +33,9 @@ from fedprune.types import (
     Total,
     Uplink,
 )
+
+WEIGHTINGS = ("examples", "plain")
+"""How clients count in means: by their number of examples D_k, or all the same."""
 
 
 class State(NamedTuple):
@@ -71,13 +75,23 @@ class Round(NamedTuple):
     layout: mesh.Layout
 
 
-class _Tally(NamedTuple):
-    """What the round itself counts beside the uplink."""
+class Tally(NamedTuple):
+    """What a round itself counts beside the uplink; each [], float32."""
 
     weight: jax.Array
     loss: jax.Array
+    """weighted sum"""
     clients: jax.Array
     excluded: jax.Array
+
+
+class Edges(NamedTuple):
+    """Which of G models each client receives and updates: its edge server's."""
+
+    of: jax.Array
+    """[K] int32 in 0..servers-1"""
+    servers: int
+    """G"""
 
 
 def build(
@@ -88,12 +102,12 @@ def build(
     participation: Participation,
     layout: mesh.Layout,
     pruner: Pruner | None = None,
+    weighting: str = "examples",
 ) -> Round:
     """Composes the stages into a round.
 
-    Clients are weighted by their number of examples D_k. A client whose update or loss is not
-    finite, who has no examples, or whose channel is too weak to send, contributes nothing; if
-    nobody contributes the model stays.
+    A client whose update or loss is not finite, who has no examples, or whose channel is too weak
+    to send, contributes nothing; if nobody contributes the model stays.
 
     Args:
       local: trains one client.
@@ -102,44 +116,23 @@ def build(
       participation: picks the cohort.
       layout: devices, from ``mesh.make``.
       pruner: decides the masks; None trains the dense model.
+      weighting: one of ``WEIGHTINGS``.
+
+    Raises:
+      ValueError: an unknown weighting.
     """
+    cohort = trainer(local, uplink, layout, weighting)
 
     def init(params: Params) -> State:
-        if pruner is None:
-            return State(jnp.int32(0), params, None, None, server.init(params))
-        state = pruner.init(params)
-        mask = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
-        return State(jnp.int32(0), params, mask, state, server.init(params))
+        return initial(params, pruner, server)
 
     def step(key: Key, state: State, clients: Clients) -> tuple[State, RoundInfo]:
         t = state.round
-        mask, pruner_state = None, None
-        if pruner is not None:
-            mask, pruner_state = pruner.update(state.pruner, state.params, t)
-        shared_mask = None if pruner is not None and pruner.scope == "own" else mask
+        mask, shared_mask, pruner_state = masks(pruner, state)
         broadcast = tree.apply_mask(shared_mask, state.params)
         ids = participation.select(rng.stream(key, "cohort", t))
         air = uplink.prepare(key, t, ids)
-
-        def contribution(shared, position: jax.Array) -> Total:
-            broadcast, mask, clients, ids, air, key, t = shared
-            k = ids[position]
-            heard, channel = jax.tree.map(lambda leaf: leaf[position], air)
-            client = clients.client(k)
-            trained = local(rng.stream(key, "local", t, k), t, broadcast, mask, client)
-            weight = client.size.astype(jnp.float32)
-            sent = uplink.encode(channel, trained, mask, weight)
-            finite = tree.all_finite((trained.delta, sent, trained.loss))
-            one, none = jnp.ones_like(weight), jnp.zeros_like(weight)
-            part = Total((sent.sum, _Tally(weight, weight * trained.loss, one, none)), sent.max)
-            counts = finite & (client.size > 0) & heard
-            part = tree.where(counts, part, mesh.identity(part))
-            signal, tally = part.sum
-            excluded = jnp.where(heard & (client.size > 0) & ~finite, one, none)
-            return Total((signal, tally._replace(excluded=excluded)), part.max)
-
-        shared = (broadcast, shared_mask, clients, ids, air, key, t)
-        total = mesh.accumulate(contribution, shared, participation.size, layout)
+        total = cohort(key, t, broadcast, shared_mask, clients, ids, air)
         received, tally = total.sum
         update, cost = uplink.finish(
             rng.stream(key, "uplink", t), air, Total(received, total.max), shared_mask
@@ -160,3 +153,82 @@ def build(
         return State(t + 1, params, mask, pruner_state, server_state), info
 
     return Round(init, step, layout)
+
+
+# What flat and hierarchical rounds share -----
+
+Cohort = Callable[..., Total]
+"""(key, t, models, mask, clients, ids [S], air) -> total over the cohort, whose sum is (what the
+uplink adds up, Tally)"""
+
+
+def initial(params: Params, pruner: Pruner | None, server: Server) -> State:
+    """The state before the first round."""
+    if pruner is None:
+        return State(jnp.int32(0), params, None, None, server.init(params))
+    mask = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+    return State(jnp.int32(0), params, mask, pruner.init(params), server.init(params))
+
+
+def masks(pruner: Pruner | None, state: State) -> tuple[Mask, Mask, PyTree]:
+    """The round's mask, the part of it that clients share, and the pruner's new state."""
+    if pruner is None:
+        return None, None, None
+    mask, after = pruner.update(state.pruner, state.params, state.round)
+    return mask, None if pruner.scope == "own" else mask, after
+
+
+def trainer(
+    local: LocalUpdate,
+    uplink: Uplink,
+    layout: mesh.Layout,
+    weighting: str,
+    edges: Edges | None = None,
+) -> Cohort:
+    """Trains a cohort and adds up what its clients send.
+
+    With ``edges``, the models received have a leading axis [G], and so have all leaves of the
+    total: every client trains its edge server's model and adds to that server's total.
+    """
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting={weighting!r} is not one of {WEIGHTINGS}")
+
+    def contribution(shared, position: jax.Array) -> Total:
+        models, mask, clients, edge_of, ids, air, key, t = shared
+        k = ids[position]
+        here: Air = jax.tree.map(lambda leaf: leaf[position], air)
+        client = clients.client(k)._replace(ratio=here.ratio)
+        received = models if edges is None else jax.tree.map(lambda m: m[edge_of[k]], models)
+        trained = local(rng.stream(key, "local", t, k), t, received, mask, client)
+        size = client.size.astype(jnp.float32)
+        one, none = jnp.ones_like(size), jnp.zeros_like(size)
+        weight = size if weighting == "examples" else one
+        sent = uplink.encode(here.state, trained, mask, weight)
+        finite = tree.all_finite((trained.delta, sent, trained.loss))
+        part = Total((sent.sum, Tally(weight, weight * trained.loss, one, none)), sent.max)
+        takes_part = here.active & (client.size > 0)
+        part = tree.where(takes_part & finite, part, mesh.identity(part))
+        signal, tally = part.sum
+        excluded = jnp.where(takes_part & ~finite, one, none)
+        part = Total((signal, tally._replace(excluded=excluded)), part.max)
+        return part if edges is None else _placed(part, edge_of[k], edges.servers)
+
+    def cohort(key: Key, t, models: Params, mask: Mask, clients: Clients, ids, air: Air) -> Total:
+        edge_of = None if edges is None else edges.of
+        shared = (models, mask, clients, edge_of, ids, air, key, t)
+        return mesh.accumulate(contribution, shared, ids.shape[0], layout)
+
+    return cohort
+
+
+def _placed(part: Total, edge: jax.Array, count: int) -> Total:
+    """A contribution in its edge server's row of totals [G, ...], the identity in the others."""
+
+    def row(value: jax.Array, other: float) -> jax.Array:
+        mine = (jnp.arange(count) == edge).reshape((count,) + (1,) * value.ndim)
+        return jnp.where(mine, value[None], other)
+
+    return Total(
+        jax.tree.map(lambda v: row(v, 0.0), part.sum),
+        jax.tree.map(lambda v: row(v, -jnp.inf), part.max),
+    )

@@ -50,6 +50,8 @@ class Client(NamedTuple):
     shift: jax.Array
     scale: jax.Array
     """[1, ..., 1, channels], of an example's rank: x = (raw - shift) * scale"""
+    ratio: jax.Array | None = None
+    """[] share of its prunable weights that it was told to prune (``Air.ratio``)"""
 
     def take(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Examples at ``positions`` [b] of this client's rows: x [b, ...] float32, y [b] int32."""
@@ -132,10 +134,14 @@ class Total(NamedTuple):
 class Air(NamedTuple):
     """What a round's uplink knows of its cohort before anybody trains: its channels."""
 
+    sends: jax.Array
+    """[S] bool: who sends, and is billed"""
     active: jax.Array
-    """[S] bool: does the client's channel allow it to send?"""
+    """[S] bool: whose update arrives; the others that send are lost (outage)"""
     state: PyTree
     """leaves [S, ...], one slice a client: whatever the uplink's ``encode`` needs"""
+    ratio: jax.Array | None = None
+    """[S] pruning ratios that were allocated with the channels; None: there is no allocation"""
 
 
 class Cost(NamedTuple):

@@ -16,8 +16,6 @@ class _Link(NamedTuple):
 
     rate: jax.Array
     """[] bits a channel use"""
-    sends: jax.Array
-    """[] bool"""
     key: Key
 
 
@@ -73,7 +71,7 @@ def orthogonal(
         chosen = capacity if rate is None else jnp.full(ids.shape, rate, jnp.float32)
         keys = jax.vmap(lambda k: rng.stream(root, "rounding", t, k))(ids)
         sends = gain >= threshold
-        return Air(sends & (capacity >= chosen), _Link(chosen, sends, keys))
+        return Air(sends, sends & (capacity >= chosen), _Link(chosen, keys))
 
     def bits_of(kept: jax.Array) -> jax.Array:
         return kept.astype(jnp.float32) * value_bits + (32.0 if value_bits < 32 else 0.0)
@@ -91,7 +89,7 @@ def orthogonal(
         signal, weight = total.sum
         # If everybody's update is lost there is no largest; then the round's mask decides.
         bits = jnp.where(weight > 0, total.max, bits_of(tree.count(mask, signal)))
-        uses = jnp.sum(jnp.where(air.state.sends, jnp.ceil(bits / air.state.rate), 0.0))
+        uses = jnp.sum(jnp.where(air.sends, jnp.ceil(bits / air.state.rate), 0.0))
         seconds = uses / bandwidth
         cost = Cost(uses, jnp.int32(0), jnp.float32(0.0), seconds, power * seconds)
         return tree.mean(signal, weight), cost

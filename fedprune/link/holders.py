@@ -50,7 +50,8 @@ def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
 
     def prepare(root: Key, t: jax.Array, ids: jax.Array) -> Air:
         first, second = values.prepare(root, t, ids), masks.prepare(root, t, ids)
-        return Air(first.active & second.active, (first.state, second.state))
+        sends, active = first.sends | second.sends, first.active & second.active
+        return Air(sends, active, (first.state, second.state), first.ratio)
 
     def encode(state: PyTree, trained: Trained, mask: Mask, weight: jax.Array) -> Total:
         first = values.encode(state[0], trained, mask, weight)
@@ -62,7 +63,7 @@ def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
     def finish(key: Key, air: Air, total: Total, mask: Mask) -> tuple[Params, Cost]:
         def part(i: int, uplink: Uplink) -> tuple[Params, Cost]:
             mine = Total(total.sum[i], total.max[i])
-            here = Air(air.active, air.state[i])
+            here = air._replace(state=air.state[i])
             return uplink.finish(rng.stream(key, "holders", i), here, mine, mask)
 
         (mean, cost), (share, counting) = part(0, values), part(1, masks)

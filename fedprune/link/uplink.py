@@ -21,7 +21,8 @@ def ideal() -> Uplink:
     """A perfect link that costs nothing: exactly federated averaging."""
 
     def prepare(root: Key, t: jax.Array, ids: jax.Array) -> Air:
-        return Air(jnp.ones(ids.shape, bool), ())
+        everybody = jnp.ones(ids.shape, bool)
+        return Air(everybody, everybody, ())
 
     def encode(state: PyTree, trained: Trained, mask: Mask, weight: jax.Array) -> Total:
         return Total((tree.scale(weight, trained.delta), weight), ())
@@ -115,7 +116,8 @@ def over_the_air(
 
     def prepare(root: Key, t: jax.Array, ids: jax.Array) -> Air:
         gains = draw(root, t, ids)
-        return Air(jnp.square(jnp.abs(gains.known)) >= threshold, gains)
+        strong = jnp.square(jnp.abs(gains.known)) >= threshold
+        return Air(strong, strong, gains)
 
     def encode(gains: channel.Gains, trained: Trained, mask: Mask, weight: jax.Array) -> Total:
         signal = tree.scale(weight, trained.delta)

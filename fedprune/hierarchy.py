@@ -1,0 +1,159 @@
+"""One round of hierarchical federated learning: devices, edge servers, cloud (P2 section III).
+
+    global params ─► G edge servers, each with its own model
+      for each of E edge rounds
+        ► as in a flat round     every device trains its edge server's model
+        ► uplink.finish          one estimate an edge server
+        ► edge models            w_k <- w_k + mean update of its devices       P2 (12)
+      ► cloud link             the edge servers' changes
+      ► server.update          mean over edge servers                          P2 (13)
+
+With one edge server, one edge round, an ideal cloud link and averaging this is the flat round.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fedprune import mesh, rng, tree
+from fedprune import round as rounds
+from fedprune.round import Edges, Round, RoundInfo, State, Tally
+from fedprune.types import (
+    Air,
+    Clients,
+    Cost,
+    Key,
+    LocalUpdate,
+    Mask,
+    Params,
+    Participation,
+    Pruner,
+    Server,
+    Total,
+    Trained,
+    Uplink,
+)
+
+
+def build(
+    *,
+    local: LocalUpdate,
+    uplink: Uplink,
+    cloud: Uplink,
+    server: Server,
+    participation: Participation,
+    edges: Edges,
+    edge_rounds: int,
+    layout: mesh.Layout,
+    pruner: Pruner | None = None,
+    weighting: str = "plain",
+) -> Round:
+    """Composes the stages into a cloud round of ``edge_rounds`` edge rounds.
+
+    Edge servers may have any numbers of devices. One from whom nobody's update arrives keeps its
+    model in that edge round, and counts in the cloud's mean if it heard anybody in any of them.
+    Edge round e of cloud round t has the number t E + e in the addresses of its random numbers and
+    for the ``t`` of local training.
+
+    Args:
+      local: trains one device.
+      uplink: device to edge server; every server has one of its own.
+      cloud: edge server to cloud, once a cloud round; its clients are the G servers.
+      server: applies the cloud's mean change to the global model.
+      participation: picks the devices of each edge round, over all servers together.
+      edges: who belongs to which edge server.
+      edge_rounds: E, at least 1.
+      layout: devices to compute on, from ``mesh.make``.
+      pruner: decides the masks, once a cloud round; ``own`` scope leaves them to the devices.
+      weighting: "plain" means over devices and over edge servers as in P2, or "examples": by D_k.
+
+    Returns:
+      A round whose info adds up channel uses, side information and energy; ``clients`` and
+      ``excluded`` count updates over all edge rounds. ``seconds`` is the slowest edge server's sum
+      over its edge rounds, plus the cloud link's; ``noise_variance`` the mean over edge servers.
+
+    Raises:
+      ValueError: edge_rounds below 1, or an unknown weighting.
+
+    Source: P2 section III-B, Algorithm 1.
+    """
+    if edge_rounds < 1:
+        raise ValueError(f"edge_rounds={edge_rounds} must be at least 1")
+    cohort = rounds.trainer(local, uplink, layout, weighting, edges)
+    everyone = jnp.arange(edges.servers)
+
+    def init(params: Params) -> State:
+        return rounds.initial(params, pruner, server)
+
+    def edge_round(key: Key, u, models: Params, mask: Mask, clients: Clients):
+        """Edge models after one edge round, and every server's cost and tally, each [G]."""
+        ids = participation.select(rng.stream(key, "cohort", u))
+        air = uplink.prepare(key, u, ids)
+        total = cohort(key, u, models, mask, clients, ids, air)
+
+        def finish(edge: tuple[jax.Array, Total]) -> tuple[Params, Cost]:
+            g, total = edge
+            mine = edges.of[ids] == g
+            here = air._replace(sends=air.sends & mine, active=air.active & mine)
+            received = Total(total.sum[0], total.max)
+            return uplink.finish(rng.stream(key, "uplink", u, g), here, received, mask)
+
+        # Not vmap: XLA may divide by a vector of weights by multiplying with its reciprocals, which
+        # it decides differently for other numbers of devices.
+        update, cost = lax.map(finish, (everyone, total))
+        tally: Tally = total.sum[1]
+        heard = tally.clients > 0
+        after = jax.tree.map(jnp.add, models, update)
+        models = jax.vmap(tree.where)(heard, after, models)
+        return models, (cost, tally)
+
+    def to_cloud(key: Key, t, change: Params, mask: Mask, weight: jax.Array):
+        """The cloud's estimate of the mean change, from changes [G, ...] and weights [G]."""
+        air: Air = cloud.prepare(rng.stream(key, "cloud"), t, everyone)
+
+        def contribution(air: Air, change: Params, weight: jax.Array) -> Total:
+            part = cloud.encode(air.state, Trained(change, jnp.float32(0.0)), mask, weight)
+            return tree.where(air.active & (weight > 0), part, mesh.identity(part))
+
+        parts = jax.vmap(contribution)(air, change, weight)
+        total = Total(
+            jax.tree.map(lambda v: v.sum(0), parts.sum), jax.tree.map(lambda v: v.max(0), parts.max)
+        )
+        return cloud.finish(rng.stream(key, "cloud", t), air, total, mask)
+
+    def step(key: Key, state: State, clients: Clients) -> tuple[State, RoundInfo]:
+        t = state.round
+        mask, shared_mask, pruner_state = rounds.masks(pruner, state)
+        start = tree.apply_mask(shared_mask, state.params)
+        models = jax.tree.map(lambda w: jnp.broadcast_to(w, (edges.servers, *w.shape)), start)
+
+        def one(models: Params, e: jax.Array):
+            return edge_round(key, t * edge_rounds + e, models, shared_mask, clients)
+
+        models, (costs, tallies) = lax.scan(one, models, jnp.arange(edge_rounds))
+        heard = tallies.clients.sum(0) > 0
+        weight = jnp.where(heard, tallies.weight.sum(0) if weighting == "examples" else 1.0, 0.0)
+        change = jax.tree.map(jnp.subtract, models, start)
+        update, cloud_cost = to_cloud(key, t, change, shared_mask, weight)
+        params, server_state = server.update(state.server, state.params, update)
+        params, server_state = tree.where(
+            heard.any(), (params, server_state), (state.params, state.server)
+        )
+        if pruner is not None and pruner.scope == "server":
+            params = tree.apply_mask(mask, params)
+        cost = jax.tree.map(lambda c, v: c.sum().astype(v.dtype) + v, costs, cloud_cost)
+        info = RoundInfo(
+            train_loss=tallies.loss.sum() / tallies.weight.sum(),
+            clients=tallies.clients.sum().astype(jnp.int32),
+            excluded=tallies.excluded.sum().astype(jnp.int32),
+            kept=tree.count(mask, params),
+            cost=cost._replace(
+                seconds=costs.seconds.sum(0).max() + cloud_cost.seconds,
+                noise_variance=costs.noise_variance.mean() + cloud_cost.noise_variance,
+            ),
+        )
+        return State(t + 1, params, mask, pruner_state, server_state), info
+
+    return Round(init, step, layout)
