@@ -7,9 +7,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STAGES = {"data", "models", "nn", "local", "prune", "link", "channel", "server", "payload"}
+STAGES |= {"resources", "allocation", "theory"}
 WORDS = {"types", "rng", "tree"}
 # Rooms beyond the common words that a stage may use.
 ALSO = {"nn": set(), "models": {"nn"}, "link": {"channel", "coding"}, "local": set()}
+ALSO |= {"allocation": {"resources"}}
 SOURCES = sorted([*ROOT.glob("fedprune/**/*.py"), *ROOT.glob("experiments/*.py")])
 
 

@@ -10,4 +10,6 @@ from fedprune.channel.fading import Gains as Gains
 from fedprune.channel.fading import block_fading as block_fading
 from fedprune.channel.fading import budget_db as budget_db
 from fedprune.channel.fading import none as none
+from fedprune.channel.fading import orthogonal_gains as orthogonal_gains
 from fedprune.channel.fading import path_gain as path_gain
+from fedprune.channel.fading import places as places

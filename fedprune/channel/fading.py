@@ -93,6 +93,38 @@ def block_fading(
     return gains
 
 
+def orthogonal_gains(
+    root: Key, t: jax.Array, ids: jax.Array, distance: jax.Array, antennas: int = 1
+) -> jax.Array:
+    """Power gains of clients with channel uses of their own, each combined for itself.
+
+    g = 10^(-PL/10) ||u||^2 / M: maximum-ratio combining at M antennas whose array gain is left
+    out, Gamma(M, 1/M) about the large-scale gain. M = 1 is Rayleigh fading; large M hardly fades.
+    u is that of ``block_fading``.
+
+    Args:
+      root: key of the run.
+      t: round, [] int32.
+      ids: clients, [S].
+      distance: of each in metres, [S].
+      antennas: M, at least 1.
+
+    Returns:
+      [S] float32.
+    """
+
+    def small(k: jax.Array) -> jax.Array:
+        u = _complex_normal(rng.stream(root, "fading", t, k), (antennas,))
+        return jnp.mean(jnp.square(jnp.abs(u)))
+
+    return path_gain(distance) * jax.vmap(small)(ids)
+
+
+def places(root: Key, ids: jax.Array, annulus: tuple[float, float]) -> jax.Array:
+    """Distances of clients in metres, [S], as ``block_fading`` draws them: once a run."""
+    return jax.vmap(lambda k: _place(root, k, annulus))(ids)
+
+
 def path_gain(distance: jax.Array) -> jax.Array:
     """10^(-PL/10) with PL = 128.1 + 37.6 log10(d / km) dB, for distances in metres."""
     loss_db = 128.1 + 37.6 * jnp.log10(distance / 1000.0)

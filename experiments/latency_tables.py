@@ -1,0 +1,336 @@
+"""Latency of a round with optimal, equal and no pruning: P2's Table III and P4's Table I.
+
+    python -m launch.main --config=experiments/latency_tables.py:all --workdir=runs/latency_tables
+
+Takes less than a minute on 2 cores; nothing is trained. Neither paper gives distances, antennas,
+cycles a weight, the kernels' size or P4's numbers of steps, so the settings below are fitted. Which
+numbers are results, then?
+
+* 30, 350, 25 and 45 ms are thresholds: definitions that any feasible setting meets.
+* The rows without pruning are fitted by the distances, those of equal resources, in one of their
+  readings, by the ratio of the farthest to the nearest distance. Standard deviations are not
+  fitted.
+* Cycles a weight (C) hardly matter for the tables and are not identified by them.
+
+Model sizes follow from the numbers in the tables (section "What the tables need" of the report):
+3x3 kernels (18,720 weights), dense layers of width 8 (25,168 weights), without biases. P4 states
+width 128, whose 55 ms would need 117 bit/s/Hz in 20 MHz.
+
+"Equal resource pruning" has a literal reading, P2 (31) and P4 (47) at a share of 1/N, and one in
+which the pruning ratios of the optimal allocation are kept at equal shares. The first meets the
+threshold by its construction, which the papers' numbers do not; see ``fedprune.allocation``.
+
+Setting ``interior`` is for learning runs: slow processors and near devices, such that no pruning
+ratio is at a limit, the printed closed form is exact, and no device loses all its weights.
+
+Fixed before the numbers of this file were seen: 5 seeds of 200 rounds; intervals are Student's over
+the seeds' means; a claim held, or did not, if its 95 % interval lies above, or below, its limit.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from fedprune import allocation, channel, resources
+from fedprune import report as rp
+from fedprune.config import Arm, Config, ConfigError, to_json
+from fedprune.writer import Row
+
+POWER, NOISE, BANDWIDTH = resources.watts(28.0), resources.watts(-110.0), 20e6
+FREQUENCY = 3e9
+CONV, DENSE = 18_720, 25_168
+SCHEMES = {
+    "optimal": "optimal pruning",
+    "post_hoc": "equal resources, post hoc",
+    "literal": "equal resources, literal",
+    "unpruned": "no pruning",
+}
+
+
+class Preset(NamedTuple):
+    """A setting, and what the paper's table says of it."""
+
+    title: str
+    places: tuple[float, float, int]
+    """distance of the nearest and the farthest device in m, and how many stand there, equally far
+    from one another"""
+    antennas: int
+    threshold: float
+    """s"""
+    work: resources.Work
+    paper: dict[str, tuple[float, float]]
+    """scheme -> (mean, what the paper puts behind its ±) in ms"""
+
+
+def _row(optimal: float, equal: float, spread: float, unpruned: float, spread_unpruned: float):
+    equal_stated = (equal, spread)
+    return {
+        "optimal": (optimal, 0.0),
+        "post_hoc": equal_stated,
+        "literal": equal_stated,
+        "unpruned": (unpruned, spread_unpruned),
+    }
+
+
+def _all_sent(cycles: float, value_bits: float) -> resources.Work:
+    return resources.hierarchical(CONV, DENSE, 10.0, cycles, value_bits)
+
+
+PARTIAL = resources.personalized(CONV, DENSE, 10.0, 10.0, 20.0, 32.0, warm_steps=1.0)
+PRESETS = {
+    "hfl": Preset("P2, HFL", (122.1, 150.8, 5), 256, 30e-3, _all_sent(1.0, 64.0),
+                  _row(30, 48, 0.21, 52, 0.33)),
+    "flat": Preset("P2, non-HFL", (582.7, 766.7, 25), 83, 350e-3, _all_sent(1.0, 64.0),
+                   _row(350, 590, 12.34, 750, 15.44)),
+    "personalized": Preset("P4", (389.5, 437.6, 10), 256, 25e-3, PARTIAL,
+                           _row(25, 38, 0.45, 55, 0.55)),
+    "pruning_only": Preset("P4, pruning only", (389.5, 437.6, 10), 256, 45e-3,
+                           _all_sent(20.0, 32.0), {"optimal": (45, 0.0)}),
+    "interior": Preset("interior", (45.6, 57.0, 5), 64, 30e-3, _all_sent(100.0, 64.0), {}),
+}  # fmt: skip
+
+
+class Rounds(NamedTuple):
+    """What S seeds of R rounds gave to N devices; shares and ratios are the optimal ones."""
+
+    milliseconds: dict[str, np.ndarray]
+    """scheme -> slowest device, [S, R]"""
+    rate: np.ndarray
+    """[S, R, N] bits a second over the whole band"""
+    share: np.ndarray
+    """[S, R, N]"""
+    ratio: np.ndarray
+    """[S, R, N]"""
+    feasible: np.ndarray
+    """[S, R] bool"""
+    least: np.ndarray
+    """[S, R] s, T_min"""
+    exact: np.ndarray
+    """[S, R] bool: is the printed closed form the optimum?"""
+    joules: np.ndarray
+    """[S, R] of all devices together, optimal over unpruned"""
+    weights: np.ndarray
+    """[S, R] sent by all devices together, optimal over unpruned"""
+
+
+def get_config(variant: str = "all") -> Config:
+    """The configuration of a variant; ``run.rounds`` and ``run.seeds`` are what counts in it."""
+    if variant != "all":
+        raise ConfigError(f"variant {variant!r} of latency_tables: must be all")
+    config = Config(experiment="experiments.latency_tables", variant=variant)
+    config.run.rounds, config.run.seeds = 200, 5
+    return config
+
+
+def arms(config: Config) -> list[Arm]:
+    """None: nothing is trained."""
+    return []
+
+
+def simulate(preset: Preset, seeds: int, rounds: int) -> Rounds:
+    """Draws channels and allocates in every round."""
+    distance, ids = jnp.linspace(*preset.places), jnp.arange(preset.places[2])
+    pruned, dense = preset.work, preset.work._replace(warm_cycles=0.0)  # no masks, no warm-up
+
+    def of_round(seed: jax.Array, t: jax.Array):
+        gain = channel.orthogonal_gains(jax.random.key(seed), t, ids, distance, preset.antennas)
+        rate = resources.full_rate(gain, POWER, NOISE, BANDWIDTH)
+        problem = allocation.problem(pruned, FREQUENCY, rate, preset.threshold)
+        best = allocation.optimal(problem)
+        found = {
+            "optimal": (pruned, best),
+            "post_hoc": (pruned, allocation.post_hoc(problem)),
+            "literal": (pruned, allocation.equal(problem)),
+            "unpruned": (dense, allocation.unpruned(problem)),
+        }
+        took, joules, weights = {}, {}, {}
+        for name, (work, a) in found.items():
+            got = a.share * rate
+            took[name] = 1e3 * jnp.max(resources.seconds(work, a.keep, FREQUENCY, got))
+            joules[name] = jnp.sum(resources.joules(work, a.keep, FREQUENCY, got, POWER))
+            weights[name] = jnp.sum(resources.weights_sent(work, a.keep))
+        exact = allocation.closed_form(problem).feasible
+        of_unpruned = [v["optimal"] / v["unpruned"] for v in (joules, weights)]
+        return took, rate, best.share, best.ratio, best.feasible, best.least, exact, *of_unpruned
+
+    every = jax.jit(jax.vmap(jax.vmap(of_round, (None, 0)), (0, None)))
+    return Rounds(*jax.tree.map(np.asarray, every(jnp.arange(seeds), jnp.arange(rounds))))
+
+
+def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
+    """Writes summary, tables and figure; returns the text to print."""
+    found = {name: simulate(p, config.run.seeds, config.run.rounds) for name, p in PRESETS.items()}
+    (folder / "figures").mkdir(exist_ok=True)
+    figure(folder / "figures" / "allocation", found)
+    heading = (
+        f"Latency of a round in ms: mean ± 95 % interval over {config.run.seeds} seeds, and"
+        f" standard deviation over all {config.run.seeds * config.run.rounds} rounds"
+    )
+    tables = {
+        heading: latency_table(found),
+        "The optimal allocation": allocation_table(found),
+        "What the tables need": needs_table(),
+    }
+    return rp.write_run(
+        folder, "latency_tables", to_json(config), rows, [], tables, claims(found), "Claims"
+    )
+
+
+def latency_table(found: dict[str, Rounds]) -> str:
+    """Every scheme beside the paper's number."""
+    body = []
+    for name, rounds in found.items():
+        preset = PRESETS[name]
+        for scheme in SCHEMES:
+            took = rounds.milliseconds[scheme]
+            over_seeds = rp.interval(took.mean(1))
+            mean, spread = preset.paper.get(scheme, (float("nan"), 0.0))
+            stated = f"{mean:g}" + (f" ± {spread:g}" if spread else "")
+            body.append([
+                preset.title, SCHEMES[scheme], stated if scheme in preset.paper else "–",
+                f"{over_seeds.mean:.2f} ± {over_seeds.half:.2f}", f"{took.std():.2f}",
+                f"{over_seeds.mean - mean:+.2f}" if scheme in preset.paper else "–",
+            ])  # fmt: skip
+    return rp.table(["setting", "scheme", "paper", "found", "std", "residual"], body)
+
+
+def allocation_table(found: dict[str, Rounds]) -> str:
+    """Pruning, feasibility, the closed form, and who gets the band."""
+    body = []
+    for name, rounds in found.items():
+        ratio = rounds.ratio
+        body.append([
+            PRESETS[name].title,
+            *(f"{100 * x:.1f}" for x in (ratio.mean(), ratio.min(-1).mean(), ratio.max(-1).mean())),
+            f"{100 * rounds.feasible.mean():.0f}",
+            f"{1e3 * rounds.least.mean():.2f}",
+            f"{100 * rounds.exact.mean():.1f}",
+            str(rp.interval(worse_gets_more(rounds))),
+            str(rp.interval(worse_gets_more(rounds, inside=True))),
+            f"{100 * rounds.joules.mean():.0f}",
+            f"{100 * rounds.weights.mean():.0f}",
+        ])  # fmt: skip
+    header = [
+        "setting", "mean rho (%)", "least", "largest", "feasible (%)", "T_min (ms)",
+        "(34)/(54) optimal (%)", "worse gets more (% of pairs)", "of unclipped pairs",
+        "joules (% of unpruned)", "weights sent (%)",
+    ]  # fmt: skip
+    return rp.table(header, body)
+
+
+def worse_gets_more(rounds: Rounds, inside: bool = False) -> np.ndarray:
+    """Percent of pairs of devices in which the lower rate has the larger share, [S].
+
+    Args:
+      rounds: of a setting whose devices differ in their channels only.
+      inside: only pairs that are both pruned in part, neither of them at a limit.
+    """
+    lower = rounds.rate[..., :, None] < rounds.rate[..., None, :]
+    if inside:
+        free = (rounds.ratio > 1e-4) & (rounds.ratio < 1 - 1e-4)
+        lower &= free[..., :, None] & free[..., None, :]
+    more = lower & (rounds.share[..., :, None] > rounds.share[..., None, :])
+    return 100 * more.sum((1, 2, 3)) / lower.sum((1, 2, 3))
+
+
+def needs_table() -> str:
+    """Bits a second and Hz that the unpruned rounds need if computing takes no time at all."""
+    body = []
+    for paper, devices, bits, milliseconds, conv, dense, model in [
+        ("P2", 5, 64, 52, 18_720, 25_168, "3x3 kernels, width 8"),
+        ("P2", 5, 64, 52, 52_000, 25_168, "5x5 kernels, width 8"),
+        ("P2", 5, 64, 52, 18_720, 402_688, "3x3 kernels, width 128"),
+        ("P4", 10, 32, 55, 0, 25_168, "width 8"),
+        ("P4", 10, 32, 55, 0, 402_688, "width 128 (as stated)"),
+    ]:
+        total = devices * bits * (conv + dense)
+        best = resources.full_rate(jnp.float32(1.0), POWER, NOISE, BANDWIDTH)
+        needed = total / (BANDWIDTH * milliseconds * 1e-3)
+        body.append([paper, model, f"{milliseconds}", f"{needed:.1f}", f"{1e3 * total / best:.1f}"])
+    header = ["paper", "model", "ms stated", "bit/s/Hz needed", "ms without any path loss"]
+    return rp.table(header, body)
+
+
+def claims(found: dict[str, Rounds]) -> list[rp.Verdict]:
+    """What the papers say of these numbers."""
+
+    def mean(name: str, scheme: str) -> np.ndarray:
+        return found[name].milliseconds[scheme].mean(1)
+
+    def saving(name: str) -> np.ndarray:
+        return 100 * (1 - mean(name, "optimal") / mean(name, "unpruned"))
+
+    def beside(name: str, scheme: str) -> np.ndarray:
+        return -100 * np.abs(mean(name, scheme) / PRESETS[name].paper[scheme][0] - 1)
+
+    rules = [
+        ("p2-half", "P2 abstract", "P2: at least 45 % less latency than without pruning", 45.0,
+         saving("hfl"), "%"),
+        ("p4-half", "P4 abstract", "P4: at least 45 % less latency than without pruning", 45.0,
+         saving("personalized"), "%"),
+    ]  # fmt: skip
+    for name in ("hfl", "flat", "personalized"):
+        title, paper = PRESETS[name].title, "P4 I" if name == "personalized" else "P2 III"
+        for scheme in ("literal", "post_hoc"):
+            text = f"{title}: {SCHEMES[scheme]} is at most 2 % off the table"
+            rules.append((f"{name}-{scheme}", paper, text, -2.0, beside(name, scheme), "%"))
+    for name, rounds in found.items():
+        text = f"{PRESETS[name].title}: of two devices the worse channel has more band (95 %)"
+        paper = "P4 remark 3" if PRESETS[name].title.startswith("P4") else "P2 remark 2"
+        rules.append((f"worse-{name}", paper, text, 95.0, worse_gets_more(rounds), "% of pairs"))
+    return [
+        rp.Verdict(id, paper, text, held, f"{interval} {unit}")
+        for id, paper, text, above, values, unit in rules
+        for held, interval in [rp.judge(values, above)]
+    ]
+
+
+def figure(path: Path, found: dict[str, Rounds]) -> None:
+    """Optimal shares against the rate, and against the distance in the settings above."""
+    with plt.rc_context(rp.STYLE):
+        drawing, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.7), layout="constrained")
+        _against_rate(left)
+        for name, rounds in found.items():
+            devices = rounds.share.shape[-1]
+            share = devices * rounds.share.mean((0, 1))
+            right.plot(np.linspace(0, 1, devices), share, "o-", ms=3, label=PRESETS[name].title)
+        right.axhline(1, color="0.6", lw=0.8)
+        right.set(xlabel="device, nearest (0) to farthest (1)", ylabel="share of the band × N")
+        right.legend(frameon=False, fontsize=8)
+        for axes in (left, right):
+            axes.grid(alpha=0.25, lw=0.6)
+        rp.save(drawing, path)
+
+
+def _against_rate(axes) -> None:
+    """One of five P4 devices has another rate than the four others, which have 8 bit/s/Hz.
+
+    V4/V3 is that of the four. A line is thick where the device's share falls with its rate, thin
+    where it rises, dotted where the device is not pruned or pruned altogether.
+    """
+    efficiency = np.geomspace(1, 64, 800)
+    common = 8.0 * BANDWIDTH
+    rate = jnp.full((efficiency.size, 5), common).at[:, 0].set(BANDWIDTH * efficiency)
+    for i, quotient in enumerate((0.02, 0.1, 0.3, 1.0, 10.0)):
+        air = 32.0 * DENSE / common
+        cycles = air / quotient * FREQUENCY / (10.0 * DENSE)
+        work = resources.personalized(0, DENSE, 0.0, 10.0, cycles, 32.0)
+        threshold = 0.6 * (air / quotient + 5 * air)
+        problems = jax.vmap(lambda r, w=work, t=threshold: allocation.problem(w, FREQUENCY, r, t))
+        best = jax.jit(jax.vmap(allocation.optimal))(problems(rate))
+        share, ratio = np.asarray(best.share[:, 0]), np.asarray(best.ratio[:, 0])
+        inside = (ratio > 1e-4) & (ratio < 1 - 1e-4)
+        falls = np.gradient(share) < 0
+        colour = plt.get_cmap("viridis")(0.22 * i)
+        parts = ((~inside, ":", 1.2), (inside & ~falls, "-", 1.2), (inside & falls, "-", 3.0))
+        for where, style, width in parts:
+            axes.plot(efficiency, np.where(where, share, np.nan), style, color=colour, lw=width)
+        axes.plot([], [], color=colour, label=f"{quotient:g}")
+    axes.legend(frameon=False, fontsize=8, title="V4/V3")
+    axes.set(xscale="log", xlabel="rate of one of five devices (bit/s/Hz)", ylabel="its share")
+    axes.set_ylim(bottom=0)
