@@ -3,6 +3,7 @@
 from fedprune import allocation as allocation
 from fedprune import channel as channel
 from fedprune import data as data
+from fedprune import hierarchy as hierarchy
 from fedprune import link as link
 from fedprune import local as local
 from fedprune import mesh as mesh

@@ -7,11 +7,26 @@ builds one run and a program of many arms.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
-from fedprune import channel, data, link, local, mesh, models, prune, server
+from fedprune import (
+    channel,
+    data,
+    hierarchy,
+    link,
+    local,
+    mesh,
+    models,
+    prune,
+    resources,
+    server,
+    tree,
+)
 from fedprune import config as cfg
 from fedprune import round as rounds
 from fedprune.data.partition import Partitioner
@@ -56,6 +71,7 @@ SCHEDULES: dict[str, Callable[[cfg.Pruning], prune.Schedule]] = {
     "linear": lambda p: prune.linear(p.ratio, p.start, p.every, p.steps),
     "cubic": lambda p: prune.cubic(p.ratio, p.start, p.every, p.steps),
 }
+PRUNABLE: dict[str, prune.Predicate] = {"all": prune.kernels, "dense": prune.named("Dense")}
 IMPORTANCES: dict[str, local.Importance] = {"magnitude": local.magnitude, "change": local.change}
 UPLINKS: dict[str, Callable[[cfg.Uplink], Uplink]] = {
     "ideal": lambda u: link.ideal(),
@@ -114,10 +130,15 @@ def fading(u: cfg.Uplink) -> channel.Fading | None:
 
 
 def pruner(p: cfg.Pruning) -> Pruner | None:
-    """None where nothing is pruned."""
-    if p.schedule == "none":
+    """None where the server decides no masks."""
+    if p.schedule in ("none", "allocated"):
         return None
-    return prune.scheduled(SCHEDULES[p.schedule](p), distribution=p.distribution, scope=p.scope)
+    return prune.scheduled(
+        SCHEDULES[p.schedule](p),
+        distribution=p.distribution,
+        scope=p.scope,
+        prunable=PRUNABLE[p.layers],
+    )
 
 
 def local_update(c: cfg.Config, network: Model) -> LocalUpdate:
@@ -141,36 +162,96 @@ def local_update(c: cfg.Config, network: Model) -> LocalUpdate:
     train, p = sgd(c.local.steps, c.local.epochs), c.pruning
     if p.schedule == "none" or p.scope != "own":
         return train
+    allocated = p.schedule == "allocated"
     return local.own_masks(
         sgd(p.warm_up, 0),
         train,
-        prune.selection(SCHEDULES[p.schedule](p), p.distribution),
+        prune.selection(p.distribution, PRUNABLE[p.layers], down=allocated),
+        local.allocated if allocated else lambda t, _: SCHEDULES[p.schedule](p)(t),
         IMPORTANCES[p.importance],
         rewind=p.rewind == "yes",
     )
 
 
-def uplink(u: cfg.Uplink, cohort: int) -> Uplink:
-    """How the updates of a cohort of so many clients reach the server."""
-    values = UPLINKS[u.link](u)
+def edges(c: cfg.Config) -> rounds.Edges | None:
+    """Which edge server each client belongs to, in the order of the clients; None if flat."""
+    if not c.edges.servers:
+        return None
+    sizes = c.edges.sizes or [
+        len(part) for part in np.array_split(np.arange(c.data.clients), c.edges.servers)
+    ]
+    return rounds.Edges(jnp.asarray(np.repeat(np.arange(len(sizes)), sizes)), len(sizes))
+
+
+def uplink(c: cfg.Config, network: Model) -> Uplink:
+    """How the updates of a cohort reach the server, or the edge servers."""
+    u, tiers = c.uplink, edges(c)
+    values = _ofdma(c, network, tiers) if u.link == "ofdma" else UPLINKS[u.link](u)
     if u.division == "all":
         return values
     masks = values if u.link == "over_the_air" else link.ideal()
+    cohort = (c.cohort.size or c.data.clients) / (tiers.servers if tiers else 1)
     return link.holders(values, masks, u.min_holders / cohort)
+
+
+def _ofdma(c: cfg.Config, network: Model, tiers: rounds.Edges | None) -> Uplink:
+    """Devices of a server stand equally far from one another, from the nearest to the farthest."""
+    u, p, k = c.uplink, c.pruning, c.data.clients
+    server = np.zeros(k, int) if tiers is None else np.asarray(tiers.of)
+    distance = np.concatenate(
+        [np.linspace(u.nearest, u.farthest, n) for n in np.bincount(server) if n]
+    )
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    weights, prunable = (
+        sum(leaf.size for leaf, chosen in zip(*map(jax.tree.leaves, pair), strict=True) if chosen)
+        for pair in (
+            (shapes, tree.match_path(prune.kernels, shapes)),
+            (shapes, tree.match_path(PRUNABLE[p.layers], shapes)),
+        )
+    )
+    pruned = p.schedule != "none"
+    work = resources.hierarchical(
+        weights - prunable,
+        prunable,
+        c.local.steps,
+        u.cycles,
+        u.value_bits,
+        warm_steps=p.warm_up if pruned and u.bill_warm_up == "yes" else 0,
+        payload=u.payload if pruned else "values",
+    )
+    where = jnp.asarray(distance, jnp.float32)
+    return link.ofdma(
+        work,
+        lambda root, t, ids: channel.orthogonal_gains(root, t, ids, where[ids], u.antennas),
+        threshold=u.time_limit,
+        frequency=u.frequency,
+        power=u.power,
+        noise=u.noise,
+        bandwidth=u.bandwidth,
+        edge=None if tiers is None else tiers.of,
+        edges=1 if tiers is None else tiers.servers,
+        scheme=u.scheme,
+        rho_max=u.rho_max,
+    )
 
 
 def algorithm(config: cfg.Config, network: Model, layout: mesh.Layout) -> rounds.Round:
     """The federated round."""
     c = config
     cohort = c.cohort.size or c.data.clients
-    return rounds.build(
-        local=local_update(c, network),
-        uplink=uplink(c.uplink, cohort),
-        server=SERVERS[c.server.optimizer](c.server),
-        participation=server.uniform(c.data.clients, cohort),
-        pruner=pruner(c.pruning),
-        layout=layout,
-    )
+    stages: dict[str, Any] = {
+        "local": local_update(c, network),
+        "uplink": uplink(c, network),
+        "server": SERVERS[c.server.optimizer](c.server),
+        "participation": server.uniform(c.data.clients, cohort),
+        "pruner": pruner(c.pruning),
+        "weighting": c.cohort.weighting,
+        "layout": layout,
+    }
+    tiers = edges(c)
+    if tiers is None:
+        return rounds.build(**stages)
+    return hierarchy.build(**stages, cloud=link.ideal(), edges=tiers, edge_rounds=c.edges.rounds)
 
 
 def _unless_zero(value: jax.Array | float) -> jax.Array | float | None:

@@ -119,6 +119,22 @@ class Cohort:
     """Participation."""
 
     size: int = spec(0, "clients a round, S, drawn anew every round; 0: all", low=0)
+    weighting: str = spec(
+        "examples",
+        "how clients count in means: by their number of examples, or all the same",
+        choices=("examples", "plain"),
+    )
+
+
+@dataclass
+class Edges:
+    """Edge servers between the clients and the cloud."""
+
+    servers: int = spec(0, "edge servers, G; 0: clients talk to the cloud", low=0, high=100_000)
+    rounds: int = spec(5, "edge rounds in a round of the cloud, E", low=1, high=100_000)
+    sizes: tuple[int, ...] = spec(
+        (), "clients of each edge server; none: as equal as can be", low=0
+    )
 
 
 @dataclass
@@ -128,12 +144,15 @@ class Pruning:
     schedule: str = spec(
         "none",
         "sparsity against the round",
-        choices=("none", "one_shot", "iterative", "linear", "cubic"),
+        choices=("none", "one_shot", "iterative", "linear", "cubic", "allocated"),
     )
     ratio: float = spec(0.9, "final share of prunable weights pruned", low=0, high=1, traced=True)
     start: int = spec(4, "round of the first pruning step", low=0, traced=True)
     every: int = spec(3, "rounds between pruning steps", low=1, traced=True)
     steps: int = spec(5, "pruning steps, n", low=1, traced=True)
+    layers: str = spec(
+        "all", "which kernels are prunable: all, or fully connected ones", choices=("all", "dense")
+    )
     distribution: str = spec("global", "ranking of weights", choices=("global", "layer"))
     scope: str = spec(
         "server",
@@ -159,10 +178,10 @@ class Uplink:
     """How updates reach the server."""
 
     link: str = spec(
-        "over_the_air", "kind of uplink", choices=("ideal", "over_the_air", "orthogonal")
+        "over_the_air", "kind of uplink", choices=("ideal", "over_the_air", "orthogonal", "ofdma")
     )
     rate: float = spec(0.0, "bits a channel use (orthogonal); 0: capacity", low=0)
-    value_bits: int = spec(32, "bits of a weight (orthogonal)", low=2, high=32)
+    value_bits: int = spec(32, "bits of a weight (orthogonal: at most 32; ofdma)", low=2, high=64)
     snr_db: float = spec(
         10.0, "P / no in dB, no per complex symbol", low=-100, high=200, traced=True
     )
@@ -194,6 +213,27 @@ class Uplink:
     )
     power: float = spec(1.0, "power budget of a client in W", above=0, traced=True)
     bandwidth: float = spec(1e6, "channel uses a second", above=0, traced=True)
+    time_limit: float = spec(0.03, "T_th, seconds a round (ofdma)", above=0, traced=True)
+    scheme: str = spec(
+        "optimal",
+        "how band and pruning are allocated (ofdma): together; or equal shares with the pruning"
+        " that they need, with the optimal pruning, or with none",
+        choices=("optimal", "equal", "post_hoc", "unpruned"),
+    )
+    rho_max: float = spec(1.0, "largest pruning ratio (ofdma)", above=0, high=1, traced=True)
+    noise: float = spec(1e-14, "noise power over the band in W (ofdma)", above=0, traced=True)
+    frequency: float = spec(3e9, "processor cycles a second (ofdma)", above=0, traced=True)
+    cycles: float = spec(
+        1.0, "processor cycles for a step of one weight (ofdma)", low=0, traced=True
+    )
+    payload: str = spec(
+        "values",
+        "what is sent beside kept values (ofdma): nothing, a bitmap, or their positions",
+        choices=("values", "bitmap", "index"),
+    )
+    bill_warm_up: str = spec(
+        "yes", "whether warm-up steps take time and energy (ofdma)", choices=("yes", "no")
+    )
 
 
 @dataclass
@@ -258,6 +298,7 @@ class Config:
     model: Model = field(default_factory=Model)
     local: Local = field(default_factory=Local)
     cohort: Cohort = field(default_factory=Cohort)
+    edges: Edges = field(default_factory=Edges)
     pruning: Pruning = field(default_factory=Pruning)
     uplink: Uplink = field(default_factory=Uplink)
     server: Server = field(default_factory=Server)
@@ -393,7 +434,7 @@ def _validate_together(c: Config) -> None:
         f" local.epochs={c.local.epochs} must be above 0",
     )
     p = c.pruning
-    if p.schedule != "none" and p.ratio > 0:
+    if p.schedule not in ("none", "allocated") and p.ratio > 0:
         last = p.start if p.schedule == "one_shot" else p.start + p.every * (p.steps - 1)
         require(
             last < c.run.rounds,
@@ -410,6 +451,30 @@ def _validate_together(c: Config) -> None:
             f"model.widths={c.model.widths!r}: must be multiples of model.groups={c.model.groups}",
         )
     u = c.uplink
+    require(
+        p.schedule != "allocated" or (u.link, p.scope) == ("ofdma", "own"),
+        f"pruning.schedule='allocated': must come with uplink.link='ofdma' (is {u.link!r}) and"
+        f" pruning.scope='own' (is {p.scope!r})",
+    )
+    require(
+        u.link != "ofdma" or (u.fading == "rayleigh" and u.farthest > 0),
+        f"uplink.fading={u.fading!r}: must be rayleigh, with uplink.farthest={u.farthest} above 0,"
+        " for uplink.link='ofdma'",
+    )
+    require(
+        u.link != "orthogonal" or u.value_bits <= 32,
+        f"uplink.value_bits={u.value_bits}: must be at most 32 for uplink.link='orthogonal'",
+    )
+    require(
+        c.edges.servers <= c.data.clients,
+        f"edges.servers={c.edges.servers}: must be at most data.clients={c.data.clients}",
+    )
+    require(
+        not c.edges.sizes
+        or (len(c.edges.sizes), sum(c.edges.sizes)) == (c.edges.servers, c.data.clients),
+        f"edges.sizes={c.edges.sizes!r}: must be {c.edges.servers} numbers (edges.servers) that add"
+        f" up to data.clients={c.data.clients}",
+    )
     cohort = c.cohort.size or c.data.clients
     require(
         u.min_holders <= cohort,

@@ -127,15 +127,15 @@ def build(
         t = state.round
         mask, shared_mask, pruner_state = rounds.masks(pruner, state)
         start = tree.apply_mask(shared_mask, state.params)
-        models = jax.tree.map(lambda w: jnp.broadcast_to(w, (edges.servers, *w.shape)), start)
+        copies = jax.tree.map(lambda w: jnp.broadcast_to(w, (edges.servers, *w.shape)), start)
 
         def one(models: Params, e: jax.Array):
             return edge_round(key, t * edge_rounds + e, models, shared_mask, clients)
 
-        models, (costs, tallies) = lax.scan(one, models, jnp.arange(edge_rounds))
+        models, (costs, tallies) = lax.scan(one, copies, jnp.arange(edge_rounds))
         heard = tallies.clients.sum(0) > 0
         weight = jnp.where(heard, tallies.weight.sum(0) if weighting == "examples" else 1.0, 0.0)
-        change = jax.tree.map(jnp.subtract, models, start)
+        change = jax.tree.map(jnp.subtract, models, copies)
         update, cloud_cost = to_cloud(key, t, change, shared_mask, weight)
         params, server_state = server.update(state.server, state.params, update)
         params, server_state = tree.where(

@@ -21,8 +21,8 @@ def test_choices_are_those_that_can_be_built():
     assert choices["data.partition"] == set(build.PARTITIONERS)
     assert choices["model.name"] == set(build.MODELS)
     assert choices["local.optimizer"] == set(build.OPTIMIZERS)
-    assert choices["pruning.schedule"] == {"none", *build.SCHEDULES}
-    assert choices["uplink.link"] == set(build.UPLINKS)
+    assert choices["pruning.schedule"] == {"none", "allocated", *build.SCHEDULES}
+    assert choices["uplink.link"] == {"ofdma", *build.UPLINKS}
     assert choices["uplink.normalisation"] == set(link.NORMALISATIONS)
 
 

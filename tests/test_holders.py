@@ -167,7 +167,7 @@ def test_own_masks_against_a_loop(rewind, importance):
         return local.sgd(LINEAR, optax.sgd(LR), batch=BATCH, steps=steps, loss=own_loss)
 
     update = local.own_masks(
-        sgd(2), sgd(3), prune.selection(prune.constant(0.5)), importance, rewind
+        sgd(2), sgd(3), prune.selection(), lambda t, client: jnp.float32(0.5), importance, rewind
     )
     start = LINEAR.init(key)
     found = jax.jit(update)(key, jnp.int32(0), start, None, client)
@@ -199,7 +199,7 @@ def own_round(layout, division, clients=13):
     schedule = prune.iterative(0.8, start=1, every=2, steps=2)
     values = link.over_the_air(10.0, "common")
     return fp.round.build(
-        local=local.own_masks(sgd(1), sgd(2), prune.selection(schedule)),
+        local=local.own_masks(sgd(1), sgd(2), prune.selection(), lambda t, client: schedule(t)),
         pruner=prune.scheduled(schedule, scope="own"),
         uplink=values if division == "all" else link.holders(values, values, 0.5 / 11),
         participation=fp.server.uniform(clients, 11),

@@ -10,7 +10,12 @@ STAGES = {"data", "models", "nn", "local", "prune", "link", "channel", "server",
 STAGES |= {"resources", "allocation", "theory"}
 WORDS = {"types", "rng", "tree"}
 # Rooms beyond the common words that a stage may use.
-ALSO = {"nn": set(), "models": {"nn"}, "link": {"channel", "coding"}, "local": set()}
+ALSO = {
+    "nn": set(),
+    "models": {"nn"},
+    "link": {"channel", "coding", "resources", "allocation"},
+    "local": set(),
+}
 ALSO |= {"allocation": {"resources"}}
 SOURCES = sorted([*ROOT.glob("fedprune/**/*.py"), *ROOT.glob("experiments/*.py")])
 
@@ -51,6 +56,8 @@ def test_rooms(path):
         assert used <= WORDS | {here} | ALSO.get(here, set())
     elif here == "mesh":
         assert used <= WORDS
+    elif here == "hierarchy":
+        assert used <= WORDS | STAGES | {"mesh", "round"}
     elif here == "round":
         assert used <= WORDS | STAGES | {"mesh"}
     elif here in ("config", "writer"):

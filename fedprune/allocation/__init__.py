@@ -7,6 +7,7 @@ from fedprune.allocation.baselines import unpruned as unpruned
 from fedprune.allocation.exact import by_edge as by_edge
 from fedprune.allocation.exact import least_threshold as least_threshold
 from fedprune.allocation.exact import optimal as optimal
+from fedprune.allocation.problem import FORMS as FORMS
 from fedprune.allocation.problem import Allocation as Allocation
 from fedprune.allocation.problem import Problem as Problem
 from fedprune.allocation.problem import box as box

@@ -26,10 +26,13 @@ in second order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedprune import tree
 from fedprune.allocation.problem import Allocation, Problem, after, box, kept, terms
 
 _HALVINGS = 64
@@ -73,22 +76,25 @@ def least_threshold(p: Problem, rho_max: jax.Array | float = 1.0) -> jax.Array:
 
 
 def by_edge(
-    p: Problem, edge: jax.Array, edges: int, rho_max: jax.Array | float = 1.0
+    p: Problem,
+    edge: jax.Array,
+    edges: int,
+    allocate: Callable[[Problem], Allocation] = optimal,
 ) -> Allocation:
-    """The optimum of every edge server with a band of its own (P2).
+    """One allocation for every edge server with a band of its own (P2).
 
     Args:
       p: of all N devices.
       edge: the server of each device, [N] int32 in 0..edges-1.
       edges: servers, K. One without devices is feasible.
-      rho_max: as for ``optimal``.
+      allocate: the devices of one server -> their allocation.
 
     Returns:
       share and keep [N], the other fields [K].
     """
 
     def of(k: jax.Array) -> Allocation:
-        return optimal(p._replace(active=p.active & (edge == k)), rho_max)
+        return allocate(p._replace(active=p.active & (edge == k)))
 
     every = jax.vmap(of)(jnp.arange(edges, dtype=edge.dtype))
     return every._replace(share=jnp.sum(every.share, 0), keep=jnp.sum(every.keep, 0))
@@ -111,7 +117,8 @@ def _min_max(p: Problem, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jnp.where(fits, short, middle), jnp.where(fits, middle, enough)
 
     total = jnp.sum(air)
-    extra = lax.fori_loop(0, _HALVINGS, halve, (jnp.zeros_like(total), total))[1]
+    ends = tree.match((jnp.zeros_like(total), total, late, keep))[:2]
+    extra = lax.fori_loop(0, _HALVINGS, halve, ends)[1]
     return start + extra, shares(extra)
 
 
@@ -139,9 +146,9 @@ def _fill(p: Problem, low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.A
         fits = jnp.sum(shares(middle)) <= 1.0
         return jnp.where(fits, middle, below), jnp.where(fits, above, middle)
 
-    zero = jnp.zeros_like(order[0])
-    steps = (2 * n).bit_length()
-    below, above = lax.fori_loop(0, steps, halve, (zero, zero + 2 * n))
+    first, last = jnp.zeros_like(order[0]), jnp.full_like(order[0], 2 * n)
+    first, last, *_ = tree.match((first, last, p, low, high))
+    below, above = lax.fori_loop(0, (2 * n).bit_length(), halve, (first, last))
     above = jnp.minimum(above, 2 * n - 1)
     first, second = shares(below), shares(above)
     gap = jnp.sum(second - first)

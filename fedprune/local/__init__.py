@@ -4,6 +4,7 @@ from fedprune.local import decay as decay
 from fedprune.local.decay import Decay as Decay
 from fedprune.local.optimizers import adjusted as adjusted
 from fedprune.local.own_masks import Importance as Importance
+from fedprune.local.own_masks import allocated as allocated
 from fedprune.local.own_masks import change as change
 from fedprune.local.own_masks import magnitude as magnitude
 from fedprune.local.own_masks import own_masks as own_masks

@@ -24,24 +24,33 @@ def change(received: Params, warmed: Params) -> PyTree:
     return jax.tree.map(lambda w, v: jnp.abs(w - v), received, warmed)
 
 
+def allocated(t: jax.Array, client: Client) -> jax.Array:
+    """The pruning ratio that the client was told with its channel (P2, P4)."""
+    assert client.ratio is not None, "the uplink allocates no pruning ratios"
+    return client.ratio
+
+
 def own_masks(
     warm_up: LocalUpdate,
     train: LocalUpdate,
     select: Callable[[PyTree, jax.Array], Mask],
+    sparsity: Callable[[jax.Array, Client], jax.Array],
     importance: Importance = magnitude,
     rewind: bool = False,
 ) -> LocalUpdate:
     """Warm-up steps, a mask from what they found, then training of what the mask keeps.
 
-        w_hat = warm_up(w),   m_k = select(importance(w, w_hat), t),
+        w_hat = warm_up(w),   m_k = select(importance(w, w_hat), s),
         w_k   = train(m_k * w_hat, m_k),   delta_k = m_k * (w_k - w)
 
-    for one client k that received w. Clients have seen different examples, so their masks differ.
+    for one client k that received w and prunes the share s. Clients have seen different examples,
+    so their masks differ.
 
     Args:
       warm_up: the first steps, on the dense model that was received.
       train: the other steps; it starts with an optimizer of its own.
-      select: (importance, round) -> mask, for example ``prune.selection``.
+      select: (importance, sparsity) -> mask, for example ``prune.selection``.
+      sparsity: (round, client) -> share to prune: a schedule, or ``allocated``.
       importance: of every weight.
       rewind: training starts from m_k * w, the weights received, and not from the warmed-up ones.
 
@@ -52,7 +61,7 @@ def own_masks(
     def update(key: Key, t: jax.Array, params: Params, mask: Mask, client: Client) -> Trained:
         first = warm_up(rng.stream(key, "warm_up"), t, params, mask, client)
         warmed = jax.tree.map(jnp.add, params, first.delta)
-        held = select(importance(params, warmed), t)
+        held = select(importance(params, warmed), sparsity(t, client))
         start = tree.apply_mask(held, params if rewind else warmed)
         trained = train(key, t, start, held, client)
         delta = jax.tree.map(lambda s, d, w: s + d - w, start, trained.delta, params)

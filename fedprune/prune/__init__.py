@@ -1,6 +1,8 @@
 """Pruning: scores, exact selection, schedules and the pruners that they make."""
 
+from fedprune.prune.pruner import Predicate as Predicate
 from fedprune.prune.pruner import kernels as kernels
+from fedprune.prune.pruner import named as named
 from fedprune.prune.pruner import scheduled as scheduled
 from fedprune.prune.pruner import selection as selection
 from fedprune.prune.schedule import Schedule as Schedule

@@ -23,6 +23,11 @@ def kernels(path: str, leaf: Any) -> bool:
     return leaf.ndim >= 2
 
 
+def named(part: str) -> Predicate:
+    """Kernels of layers whose path contains ``part``: "Dense" are the fully connected ones (P2)."""
+    return lambda path, leaf: kernels(path, leaf) and part in path
+
+
 class PrunerState(NamedTuple):
     mask: Mask
     """bools shaped like the params; True where nothing was pruned"""
@@ -56,69 +61,86 @@ def scheduled(
     Raises:
       ValueError: an unknown distribution or scope, or no prunable weight.
     """
-    if distribution not in ("global", "layer"):
-        raise ValueError(f"distribution={distribution!r} is neither 'global' nor 'layer'")
     if scope not in SCOPES:
         raise ValueError(f"scope={scope!r} is not one of {SCOPES}")
     nested = scope == "server"
-
-    def groups(values: Params, chosen: list[bool]) -> list[list[jax.Array]]:
-        """The prunable leaves, ranked together or each by itself."""
-        leaves = [v for v, c in zip(jax.tree.leaves(values), chosen, strict=True) if c]
-        return [leaves] if distribution == "global" else [[leaf] for leaf in leaves]
-
-    def chosen_of(params: Params) -> list[bool]:
-        chosen = jax.tree.leaves(tree.match_path(prunable, params))
-        if not any(chosen):
-            raise ValueError("prunable: no weight of the model is prunable")
-        return chosen
-
-    def sizes(params: Params, chosen: list[bool]) -> list[int]:
-        return [sum(v.size for v in group) for group in groups(params, chosen)]
+    sizes, select = _ranking(distribution, prunable)
 
     def init(params: Params) -> PrunerState:
         mask = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
-        return PrunerState(mask, jnp.array(sizes(params, chosen_of(params)), jnp.int32))
+        return PrunerState(mask, jnp.array(sizes(params), jnp.int32))
 
     def update(state: PrunerState, params: Params, t: jax.Array) -> tuple[Mask, PrunerState]:
-        chosen = chosen_of(params)
-        d = jnp.array(sizes(params, chosen), jnp.float32)
+        d = jnp.array(sizes(params), jnp.float32)
         keep = jnp.round(d * (1.0 - schedule(t))).astype(jnp.int32)
-        if nested:
-            keep = jnp.minimum(keep, state.kept)
-        scores = groups(score(params), chosen)
-        alive = groups(state.mask, chosen) if nested else [None] * len(scores)
-
-        def select() -> Mask:
-            kept = [top_k(*args) for args in zip(scores, keep, alive, strict=True)]
-            return _replace(state.mask, chosen, [m for group in kept for m in group])
-
         if not nested:
-            return select(), state
-        mask = lax.cond((keep < state.kept).any(), select, lambda: state.mask)
+            return select(score(params), keep), state
+        keep = jnp.minimum(keep, state.kept)
+        mask = lax.cond(
+            (keep < state.kept).any(),
+            lambda: select(score(params), keep, state.mask),
+            lambda: state.mask,
+        )
         return mask, PrunerState(mask, keep)
 
     return Pruner(init, update, scope)
 
 
 def selection(
-    schedule: Schedule, distribution: str = "global", prunable: Predicate = kernels
+    distribution: str = "global", prunable: Predicate = kernels, down: bool = False
 ) -> Callable[[PyTree, jax.Array], Mask]:
-    """(scores shaped like the params, round) -> the mask that keeps the largest of them.
+    """(scores shaped like the params, sparsity s) -> the mask that keeps the largest of them.
 
-    For clients that decide masks of their own (``local.own_masks``). Arguments as for
-    ``scheduled``.
+    For clients that decide masks of their own (``local.own_masks``).
+
+    Args:
+      distribution: as for ``scheduled``.
+      prunable: as for ``scheduled``.
+      down: keep floor(d (1 - s)) weights and not the nearest number, so that the latency for which
+        s was computed is not exceeded (P2 (5)).
+
+    Raises:
+      ValueError: an unknown distribution.
     """
-    pruner = scheduled(schedule, lambda scores: scores, distribution, "own", prunable)
+    sizes, select = _ranking(distribution, prunable)
+    whole = jnp.floor if down else jnp.round
 
-    def select(scores: PyTree, t: jax.Array) -> Mask:
-        return pruner.update(pruner.init(scores), scores, t)[0]
+    def mask(scores: PyTree, sparsity: jax.Array) -> Mask:
+        d = jnp.array(sizes(scores), jnp.float32)
+        return select(scores, whole(d * (1.0 - sparsity)).astype(jnp.int32))
 
-    return select
+    return mask
 
 
-def _replace(mask: Mask, chosen: list[bool], kept: list[jax.Array]) -> Mask:
-    leaves, treedef = jax.tree.flatten(mask)
-    new = iter(kept)
-    kept_or_new = [next(new) if c else m for m, c in zip(leaves, chosen, strict=True)]
-    return jax.tree.unflatten(treedef, kept_or_new)
+def _ranking(distribution: str, prunable: Predicate):
+    """(values -> sizes of the groups that are ranked together, (scores, keep, alive) -> mask)."""
+    if distribution not in ("global", "layer"):
+        raise ValueError(f"distribution={distribution!r} is neither 'global' nor 'layer'")
+
+    def chosen_of(values: PyTree) -> list[bool]:
+        chosen = jax.tree.leaves(tree.match_path(prunable, values))
+        if not any(chosen):
+            raise ValueError("prunable: no weight of the model is prunable")
+        return chosen
+
+    def groups(values: PyTree) -> list[list[jax.Array]]:
+        leaves = jax.tree.leaves(values)
+        leaves = [v for v, c in zip(leaves, chosen_of(values), strict=True) if c]
+        return [leaves] if distribution == "global" else [[leaf] for leaf in leaves]
+
+    def sizes(values: PyTree) -> list[int]:
+        return [sum(v.size for v in group) for group in groups(values)]
+
+    def select(scores: PyTree, keep: jax.Array, alive: Mask = None) -> Mask:
+        ranked = groups(scores)
+        among = [None] * len(ranked) if alive is None else groups(alive)
+        kept = [top_k(*args) for args in zip(ranked, keep, among, strict=True)]
+        new = iter([mask for group in kept for mask in group])
+        leaves, treedef = jax.tree.flatten(scores)
+        masks = [
+            next(new) if c else jnp.ones(leaf.shape, bool)
+            for leaf, c in zip(leaves, chosen_of(scores), strict=True)
+        ]
+        return jax.tree.unflatten(treedef, masks)
+
+    return sizes, select

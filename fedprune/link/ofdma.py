@@ -1,0 +1,122 @@
+"""OFDMA uplink: every device has a share of its edge server's band, and prunes to be in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fedprune import allocation, resources, tree
+from fedprune.allocation import Allocation, Problem
+from fedprune.types import Air, Cost, Key, Mask, Params, Total, Trained, Uplink
+
+SCHEMES: dict[str, Callable[[Problem, jax.Array | float], Allocation]] = {
+    "optimal": allocation.optimal,
+    "equal": allocation.equal,
+    "post_hoc": allocation.post_hoc,
+    "unpruned": lambda p, rho_max: allocation.unpruned(p),
+}
+
+
+class _Device(NamedTuple):
+    """What a round takes one device."""
+
+    seconds: jax.Array
+    """[] computing and sending"""
+    uses: jax.Array
+    """[] channel uses"""
+    joules: jax.Array
+    """[] computing and sending"""
+
+
+def ofdma(
+    work: resources.Work,
+    gains: Callable[[Key, jax.Array, jax.Array], jax.Array],
+    threshold: jax.Array | float,
+    frequency: jax.Array | float,
+    power: jax.Array | float,
+    noise: jax.Array | float,
+    bandwidth: jax.Array | float,
+    edge: jax.Array | None = None,
+    edges: int = 1,
+    scheme: str = "optimal",
+    rho_max: jax.Array | float = 1.0,
+    form: str = "derived",
+) -> Uplink:
+    """Devices send error-free bits over shares of a band, allocated together with their pruning.
+
+    Every round, from that round's channels, the edge servers solve P2 (32) for their own devices
+    and bands. The pruning ratios go to local training with the channels (``Air.ratio``); what is
+    billed are the latency and energy that the allocation implies, computing included. Where no
+    allocation meets the threshold, the devices of that server prune rho_max, and take longer.
+
+    The estimate is the mean over all clients; ``link.holders(ofdma(...), ideal(), ...)`` gives the
+    mean over the holders of each weight, P2 (12).
+
+    Args:
+      work: of each device and round (``resources.hierarchical`` or ``personalized``).
+      gains: (root key, round, ids [S]) -> power gains [S].
+      threshold: T_th in s.
+      frequency: f in Hz, [].
+      power: p in W.
+      noise: sigma^2 over the whole band, in W.
+      bandwidth: B of every server in Hz.
+      edge: [K] int32, the server of each client; None: one for all.
+      edges: servers.
+      scheme: one of ``SCHEMES``: "optimal"; with equal shares "equal" (as little pruning as meets
+        the threshold), "post_hoc" (the optimal pruning) or "unpruned".
+      rho_max: largest pruning ratio, in (0, 1].
+      form: "derived" or "printed" (``allocation.problem``).
+
+    Raises:
+      ValueError: an unknown scheme or form.
+
+    Returns:
+      An uplink whose ``Cost.seconds`` is the slowest device's time and whose energy is the sum.
+
+    Source: P2 (9)-(16), (25)-(35); P4 (24)-(29), (47)-(58).
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme={scheme!r} is not one of {tuple(SCHEMES)}")
+    if form not in allocation.FORMS:
+        raise ValueError(f"form={form!r} is not one of {allocation.FORMS}")
+    if scheme == "unpruned":
+        work = work._replace(warm_cycles=0.0)  # no masks, so no steps to find them
+
+    def prepare(root: Key, t: jax.Array, ids: jax.Array) -> Air:
+        # Barriers: what is fused, and so rounded, must not depend on the number of devices, since
+        # a last bit can decide how many weights are kept.
+        gain = lax.optimization_barrier(gains(root, t, ids))
+        rate = resources.full_rate(gain, power, noise, bandwidth)
+        problem = allocation.problem(work, frequency, rate, threshold, form)
+        own = jnp.zeros_like(ids) if edge is None else edge[ids]
+        found = allocation.by_edge(problem, own, edges, lambda p: SCHEMES[scheme](p, rho_max))
+        found = lax.optimization_barrier(found)
+        got = found.share * rate
+        device = _Device(
+            seconds=resources.seconds(work, found.keep, frequency, got),
+            uses=resources.bits_sent(work, found.keep) * bandwidth / rate,
+            joules=resources.joules(work, found.keep, frequency, got, power),
+        )
+        everybody = jnp.ones(ids.shape, bool)
+        return lax.optimization_barrier(Air(everybody, everybody, device, found.ratio))
+
+    def encode(device: _Device, trained: Trained, mask: Mask, weight: jax.Array) -> Total:
+        return Total((tree.scale(weight, trained.delta), weight), ())
+
+    def finish(key: Key, air: Air, total: Total, mask: Mask) -> tuple[Params, Cost]:
+        signal, weight = total.sum
+        device: _Device = jax.tree.map(lambda v: jnp.where(air.sends, v, 0.0), air.state)
+        cost = Cost(
+            channel_uses=device.uses.sum(),
+            side_information=jnp.int32(0),
+            noise_variance=jnp.float32(0.0),
+            seconds=device.seconds.max(),
+            energy=device.joules.sum(),
+        )
+        return tree.mean(signal, weight), cost
+
+    return Uplink(prepare, encode, finish)

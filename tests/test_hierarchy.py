@@ -1,0 +1,229 @@
+"""Edge servers and cloud: against NumPy loops, the flat round, and on any number of devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import distance, federation, leaves, mlp, same
+from test_fedavg import BATCH, LR, SEED, STEPS, exported_batches, numpy_gradient
+
+import fedprune as fp
+from fedprune import hierarchy, link, local, prune, resources, rng
+from fedprune.round import Edges
+
+MODEL = mlp()
+CLIENTS = federation(25)
+
+
+def edges(*sizes):
+    return Edges(jnp.asarray(np.repeat(np.arange(len(sizes)), sizes)), len(sizes))
+
+
+def sgd(steps=STEPS, rate=LR):
+    return local.sgd(MODEL, optax.sgd(rate), batch=BATCH, steps=steps)
+
+
+def build(layout, tiers, edge_rounds, clients, **changed):
+    stages = {
+        "local": sgd(),
+        "uplink": link.ideal(),
+        "cloud": link.ideal(),
+        "server": fp.server.average(),
+        "participation": fp.server.full(clients),
+        "weighting": "plain",
+        **changed,
+    }
+    return hierarchy.build(**stages, edges=tiers, edge_rounds=edge_rounds, layout=layout)
+
+
+@pytest.mark.parametrize("weighting", ["plain", "examples"])
+def test_against_a_numpy_loop(weighting):
+    """Edges of 3, 1 and 2 devices, two edge rounds in each of two cloud rounds."""
+    clients, sizes, edge_rounds = federation(6), (3, 1, 2), 2
+    initial = MODEL.init(rng.stream(jax.random.key(SEED), "init"))
+    flat = initial["Dense_0"], initial["Dense_1"]
+    w = {"W1": flat[0]["kernel"], "b1": flat[0]["bias"], "W2": flat[1]["kernel"]}
+    w = {k: np.asarray(v, np.float64) for k, v in {**w, "b2": flat[1]["bias"]}.items()}
+    own, examples = np.asarray(clients.size), np.asarray(clients.examples)
+    for t in range(2):
+        mean, everything = dict.fromkeys(w, 0.0), 0.0
+        for g in range(3):
+            members = range(sum(sizes[:g]), sum(sizes[: g + 1]))
+            edge = dict(w)
+            for e in range(edge_rounds):
+                total, weights = dict.fromkeys(w, 0.0), 0.0
+                for k in members:
+                    mine = dict(edge)
+                    for positions in exported_batches(own[k], t * edge_rounds + e, k):
+                        rows = np.asarray(clients.rows)[k, positions]
+                        x, y = examples[rows].astype(np.float64), np.asarray(clients.labels)[rows]
+                        gradient = numpy_gradient(mine, x, y)
+                        mine = {n: mine[n] - LR * gradient[n] for n in w}
+                    weight = 1.0 if weighting == "plain" else float(own[k])
+                    total = {n: total[n] + weight * mine[n] for n in w}
+                    weights += weight
+                edge = {n: total[n] / weights for n in w}
+            weight = 1.0 if weighting == "plain" else float(sum(own[k] for k in members))
+            mean = {n: mean[n] + weight * edge[n] for n in w}
+            everything += weight
+        w = {n: mean[n] / everything for n in w}
+    algo = build(fp.mesh.make(clients=2), edges(*sizes), edge_rounds, 6, weighting=weighting)
+    state, info, _ = fp.run.simulate(algo, MODEL, clients, clients, 2, seed=SEED)
+    for layer, names in (("Dense_0", ("W1", "b1")), ("Dense_1", ("W2", "b2"))):
+        np.testing.assert_allclose(state.params[layer]["kernel"], w[names[0]], atol=1e-5)
+        np.testing.assert_allclose(state.params[layer]["bias"], w[names[1]], atol=1e-5)
+    np.testing.assert_array_equal(info.clients, 6 * edge_rounds)
+
+
+@pytest.mark.parametrize("tiers", [edges(25), edges(5, 5, 5, 5, 5)], ids=["one", "five-equal"])
+def test_one_edge_round_of_equal_edges_is_the_flat_round(tiers):
+    """The mean over equal edges of their means is the mean over all; any layout of devices."""
+    layout = fp.mesh.make(clients=2)
+    flat = fp.round.build(
+        local=sgd(), uplink=link.ideal(), server=fp.server.average(), layout=layout,
+        participation=fp.server.full(25), weighting="plain",
+    )  # fmt: skip
+    expected = fp.run.simulate(flat, MODEL, CLIENTS, CLIENTS, 2)[0].params
+    found = fp.run.simulate(build(layout, tiers, 1, 25), MODEL, CLIENTS, CLIENTS, 2)[0].params
+    assert distance(found, expected) < 1e-6
+
+
+def gains(root, t, ids):
+    """Power gains at 100 m to 200 m with fading."""
+    return fp.channel.orthogonal_gains(root, t, ids, 100.0 + 4.0 * ids.astype(jnp.float32), 4)
+
+
+DENSE = prune.named("Dense_0")
+D = sum(leaf.size for leaf in leaves(MODEL.init(jax.random.key(0))["Dense_0"]) if leaf.ndim == 2)
+
+
+def wireless(tiers, threshold=3e-3, scheme="optimal"):
+    work = resources.hierarchical(160, D, 10, 1000.0, 32)
+    return link.ofdma(
+        work, gains, threshold=threshold, frequency=3e9, power=0.6, noise=1e-14, bandwidth=2e6,
+        edge=tiers.of, edges=tiers.servers, scheme=scheme, rho_max=0.95,
+    )  # fmt: skip
+
+
+def pruned(uplink, least=0.1):
+    """Devices prune as much as they were told, and are averaged over the holders of each weight."""
+    return {
+        "local": local.own_masks(
+            sgd(1), sgd(2), prune.selection(prunable=DENSE, down=True), local.allocated,
+            local.change, rewind=True,
+        ),
+        "uplink": link.holders(uplink, link.ideal(), least),
+    }  # fmt: skip
+
+
+def test_bitwise_on_any_number_of_devices_with_allocation():
+    """Five edges of five devices, pruning as allocated, means over holders, three cloud rounds."""
+    tiers = edges(5, 5, 5, 5, 5)
+
+    def final(devices):
+        layout = fp.mesh.make(clients=devices, reduction="strict")
+        algo = build(layout, tiers, 2, 25, **pruned(wireless(tiers)))
+        return fp.run.simulate(algo, MODEL, CLIENTS, CLIENTS, 2)[:2]
+
+    first, info = final(1)
+    assert np.isfinite(np.concatenate([v.ravel() for v in leaves(first.params)])).all()
+    assert (np.asarray(info.cost.seconds) > 0).all()
+    for devices in (2, 4, 8):
+        state, other = final(devices)
+        assert same(state.params, first.params)
+        # The bill is no part of the state; its last bit depends on what XLA fuses.
+        assert same(other._replace(cost=None), info._replace(cost=None))
+        np.testing.assert_allclose(other.cost.energy, info.cost.energy, rtol=1e-6)
+        np.testing.assert_allclose(other.cost.seconds, info.cost.seconds, rtol=1e-6)
+
+
+def test_devices_prune_as_they_are_told_and_are_in_time():
+    """Allocation by edge, the masks' counts, and the bill, recomputed in float64."""
+    tiers = edges(4, 1, 6)
+    uplink = wireless(tiers)
+    key, ids = jax.random.key(3), jnp.arange(11)
+    air = uplink.prepare(key, jnp.int32(5), ids)
+    ratio, seconds = np.asarray(air.ratio, np.float64), np.asarray(air.state.seconds)
+    inside = (ratio > 1e-6) & (ratio < 0.95 - 1e-6)
+    assert inside.any()
+    np.testing.assert_allclose(seconds[inside], 3e-3, rtol=1e-5)
+    assert seconds.max() < 3e-3 * (1 + 1e-5)
+    rate = 2e6 * np.log2(1 + np.asarray(gains(key, jnp.int32(5), ids), np.float64) * 0.6 / 1e-14)
+    cycles = 10 * 1000.0 * (160 + (1 - ratio) * D)
+    bits = 32 * (160 + (1 - ratio) * D)
+    share = bits / (rate * (seconds - cycles / 3e9))
+    for g in range(3):  # every server's band is used up, and not more
+        assert share[np.asarray(tiers.of)[:11] == g].sum() < 1 + 1e-4
+    np.testing.assert_allclose(air.state.uses, bits / (rate / 2e6), rtol=1e-4)
+    train = pruned(uplink)["local"]
+    for k in (0, 4, 7):
+        client = federation(11).client(k)._replace(ratio=air.ratio[k])
+        held = jax.jit(train)(key, jnp.int32(0), MODEL.init(key), None, client).held
+        assert int(held["Dense_0"]["kernel"].sum()) == int(np.floor(D * (1 - ratio[k]) + 1e-4))
+        assert held["Dense_1"]["kernel"].all()
+
+
+def test_equal_shares_without_pruning_take_longer():
+    tiers = edges(4, 1, 6)
+    air = wireless(tiers, scheme="unpruned").prepare(
+        jax.random.key(3), jnp.int32(5), jnp.arange(11)
+    )
+    assert not np.asarray(air.ratio).any()
+    assert float(air.state.seconds.max()) > 3e-3
+
+
+def test_seconds_are_the_slowest_edge_servers():
+    """The round's time and energy against the uplink's own numbers, edge round by edge round."""
+    tiers, edge_rounds = edges(4, 1, 6), 3
+    uplink, clients = wireless(tiers, scheme="post_hoc"), federation(11)
+    changed = pruned(uplink, least=0.05)
+    algo = build(fp.mesh.make(clients=2), tiers, edge_rounds, 11, **changed)
+    _, info, _ = fp.run.simulate(algo, MODEL, clients, clients, 1, seed=9)
+    air = [
+        uplink.prepare(jax.random.key(9), jnp.int32(e), jnp.arange(11)) for e in range(edge_rounds)
+    ]
+    seconds = np.stack([a.state.seconds for a in air]).astype(np.float64)
+    of = np.asarray(tiers.of)
+    slowest = [seconds[:, of == g].max(1).sum() for g in range(3)]
+    np.testing.assert_allclose(info.cost.seconds[0], max(slowest), rtol=1e-5)
+    joules = np.stack([a.state.joules for a in air]).astype(np.float64).sum()
+    np.testing.assert_allclose(info.cost.energy[0], joules, rtol=1e-5)
+
+
+def test_a_server_that_hears_nobody_keeps_its_model():
+    """Edge 1's devices have no examples: the result is that of the other edges alone."""
+    clients, layout = federation(6), fp.mesh.make(clients=2)
+    silent = clients._replace(size=clients.size.at[3].set(0))
+    found, info, _ = fp.run.simulate(build(layout, edges(3, 1, 2), 2, 6), MODEL, silent, clients, 2)
+    np.testing.assert_array_equal(info.clients, 5 * 2)
+    # The others alone: client ids decide random numbers, so the silent one stays in the federation.
+    two = Edges(jnp.asarray([0, 0, 0, 0, 1, 1]), 2)
+    expected = fp.run.simulate(build(layout, two, 2, 6), MODEL, silent, clients, 2)[0]
+    assert distance(found.params, expected.params) < 1e-6
+
+
+def test_noise_of_the_cloud_link():
+    """Variance of what a noisy cloud link adds, against its own report."""
+    tiers, layout, clients = edges(3, 3), fp.mesh.make(clients=2), federation(6)
+
+    def final(cloud):
+        algo = build(layout, tiers, 1, 6, cloud=cloud)
+        state, info, _ = fp.run.simulate(algo, MODEL, clients, clients, 1)
+        return np.concatenate([v.ravel() for v in leaves(state.params)]), info
+
+    exact, _ = final(link.ideal())
+    noisy, info = final(link.over_the_air(5.0, "common"))
+    error, variance = noisy - exact, float(info.cost.noise_variance[0])
+    assert abs(error.mean()) < 5 * np.sqrt(variance / error.size)
+    assert abs(error.var() - variance) < 5 * variance * np.sqrt(2 / error.size)
+    assert float(info.cost.channel_uses[0]) == (error.size + 1) // 2
+
+
+def test_refuses():
+    with pytest.raises(ValueError, match="edge_rounds=0"):
+        build(fp.mesh.make(), edges(6), 0, 6)
+    with pytest.raises(ValueError, match="weighting='size' is not one of"):
+        build(fp.mesh.make(), edges(6), 1, 6, weighting="size")
+    with pytest.raises(ValueError, match="scheme='best' is not one of"):
+        wireless(edges(6), scheme="best")
