@@ -88,7 +88,7 @@ def build(
         return rounds.initial(params, pruner, server)
 
     def edge_round(key: Key, u, models: Params, mask: Mask, clients: Clients):
-        """Edge models after one edge round, and every server's cost and tally, each [G]."""
+        """Edge models after one edge round; every server's cost and tally, each [G]; mean ratio."""
         ids = participation.select(rng.stream(key, "cohort", u))
         air = uplink.prepare(key, u, ids)
         total = cohort(key, u, models, mask, clients, ids, air)
@@ -107,7 +107,7 @@ def build(
         heard = tally.clients > 0
         after = jax.tree.map(jnp.add, models, update)
         models = jax.vmap(tree.where)(heard, after, models)
-        return models, (cost, tally)
+        return models, (cost, tally, rounds.mean_ratio(air))
 
     def to_cloud(key: Key, t, change: Params, mask: Mask, weight: jax.Array):
         """The cloud's estimate of the mean change, from changes [G, ...] and weights [G]."""
@@ -132,7 +132,7 @@ def build(
         def one(models: Params, e: jax.Array):
             return edge_round(key, t * edge_rounds + e, models, shared_mask, clients)
 
-        models, (costs, tallies) = lax.scan(one, copies, jnp.arange(edge_rounds))
+        models, (costs, tallies, ratios) = lax.scan(one, copies, jnp.arange(edge_rounds))
         heard = tallies.clients.sum(0) > 0
         weight = jnp.where(heard, tallies.weight.sum(0) if weighting == "examples" else 1.0, 0.0)
         change = jax.tree.map(jnp.subtract, models, copies)
@@ -149,6 +149,7 @@ def build(
             clients=tallies.clients.sum().astype(jnp.int32),
             excluded=tallies.excluded.sum().astype(jnp.int32),
             kept=tree.count(mask, params),
+            ratio=ratios.mean(),
             cost=cost._replace(
                 seconds=costs.seconds.sum(0).max() + cloud_cost.seconds,
                 noise_variance=costs.noise_variance.mean() + cloud_cost.noise_variance,

@@ -62,6 +62,8 @@ class RoundInfo(NamedTuple):
     """int32, clients left out because their update or loss was NaN or infinite"""
     kept: jax.Array
     """int32, weights that the mask keeps"""
+    ratio: jax.Array
+    """mean of the pruning ratios that were allocated to the clients; 0 if there is no allocation"""
     cost: Cost
 
 
@@ -148,6 +150,7 @@ def build(
             clients=tally.clients.astype(jnp.int32),
             excluded=tally.excluded.astype(jnp.int32),
             kept=tree.count(mask, params),
+            ratio=mean_ratio(air),
             cost=cost,
         )
         return State(t + 1, params, mask, pruner_state, server_state), info
@@ -168,6 +171,11 @@ def initial(params: Params, pruner: Pruner | None, server: Server) -> State:
         return State(jnp.int32(0), params, None, None, server.init(params))
     mask = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
     return State(jnp.int32(0), params, mask, pruner.init(params), server.init(params))
+
+
+def mean_ratio(air: Air) -> jax.Array:
+    """Mean of the allocated pruning ratios, [] float32."""
+    return jnp.float32(0.0) if air.ratio is None else jnp.mean(air.ratio)
 
 
 def masks(pruner: Pruner | None, state: State) -> tuple[Mask, Mask, PyTree]:

@@ -141,6 +141,6 @@ def _ranking(distribution: str, prunable: Predicate):
             next(new) if c else jnp.ones(leaf.shape, bool)
             for leaf, c in zip(leaves, chosen_of(scores), strict=True)
         ]
-        return jax.tree.unflatten(treedef, masks)
+        return jax.tree.unflatten(treedef, tree.match(masks))
 
     return sizes, select

@@ -1,0 +1,161 @@
+"""Hierarchical federated learning with pruning that fits the channels (P2, Figs. 3-5).
+
+    python -m launch.main --config=experiments/hfl_adaptive.py:fast --workdir=runs/hfl_adaptive
+
+Network, federation and training of ``hfl_pruning``. In every edge round each edge server learns its
+devices' channels and divides its 20 MHz and their pruning ratios such that all are in time: T_th is
+25, 30, 35 or 40 ms. The compared arms, at 30 ms where nothing else is said:
+
+  optimal-25 ... optimal-40   band and pruning allocated together, P2 section V
+  equal        equal shares of the band, and the pruning that they need: the literal reading of P2's
+               "equal resource pruning"
+  post-hoc     equal shares with the pruning of the optimal allocation: the reading with which P2's
+               48 ms can be reached; it exceeds T_th
+  unpruned     equal shares, nothing pruned
+  flat         no edge servers: 25 devices share the band of a far base station, the whole model is
+               pruned, and one gradient step a round is averaged, as in P2's reference [10]; T_th is
+               350 ms
+  non-iid      optimal, with Dirichlet(0.3) clients
+
+The setting is ``interior`` of ``latency_tables``: slow processors (100 cycles a weight and step)
+at 46 to 57 m, so that pruning ratios lie inside their limits, at most 95 %. (P2 states neither
+distances nor cycles; with those that fit its Table III the optimum gives some devices everything
+and prunes others altogether, which says little about learning.) The flat baseline stands at 583 to
+767 m. The warm-up step is billed. Variants as in ``hfl_pruning``; ``fast`` takes about 10 minutes
+on 2 cores.
+
+Fixed before any result was seen: accuracies after the last round, paired by seed, 95 % Student
+intervals, thresholds as written.
+
+  1. optimal at 30 ms at most 1 point below unpruned
+  2. its latency at most 60 % of unpruned ("about half")
+  3. optimal above flat
+  4. 40 ms above 25 ms in accuracy
+  5. IID above non-IID
+  6. optimal above equal
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.hfl_pruning import setting
+from fedprune import report as rp
+from fedprune.config import Arm, Config, spec, to_json
+from fedprune.writer import Row
+
+
+@dataclass
+class HflAdaptive(Config):
+    """The common fields, and the thresholds that are compared."""
+
+    limits_ms: tuple[float, ...] = spec((25.0, 30.0, 35.0, 40.0), "T_th compared", above=0)
+
+
+def get_config(variant: str = "fast") -> HflAdaptive:
+    """The configuration of a variant."""
+    config = HflAdaptive(experiment="experiments.hfl_adaptive", variant=variant)
+    setting(config, variant)
+    config.pruning.schedule = "allocated"
+    u = config.uplink
+    u.link, u.fading, u.antennas = "ofdma", "rayleigh", 64
+    u.nearest, u.farthest = 45.6, 57.0
+    u.power, u.bandwidth, u.noise, u.frequency = 0.631, 20e6, 1e-14, 3e9
+    u.cycles, u.value_bits, u.time_limit, u.rho_max = 100.0, 64, 0.03, 0.95
+    return config
+
+
+def arms(config: HflAdaptive) -> list[Arm]:
+    """What is compared; the thresholds share a program."""
+    flat: dict[str, Any] = {
+        "edges.servers": 1,
+        "uplink.nearest": 582.7,
+        "uplink.farthest": 766.7,
+        "uplink.antennas": 83,
+        "uplink.time_limit": 0.35,
+        "pruning.layers": "all",
+        "local.steps": 1,
+    }
+    others: dict[str, dict[str, Any]] = {
+        "equal": {"uplink.scheme": "equal"},
+        "post-hoc": {"uplink.scheme": "post_hoc"},
+        "unpruned": {"uplink.scheme": "unpruned", "pruning.schedule": "none"},
+        "flat": flat,
+        "non-iid": {"data.partition": "dirichlet", "data.alpha": 0.3},
+    }
+    limits = {f"optimal-{ms:g}": {"uplink.time_limit": ms / 1e3} for ms in config.limits_ms}
+    return [Arm(name, fields) for name, fields in {**limits, **others}.items()]
+
+
+def report(config: HflAdaptive, rows: Sequence[Row], folder: Path) -> str:
+    """Writes summary, table and figures; returns the text to print."""
+    names = [arm.name for arm in arms(config)]
+    edge_rounds = config.edges.rounds
+
+    def mean(name: str, column: str) -> np.ndarray:
+        return rp.curves(rows, name, column)[1].mean(1)
+
+    def accuracy(name: str) -> np.ndarray:
+        return 100 * rp.final(rows, name, "test_accuracy")
+
+    body = [
+        [
+            name,
+            str(rp.interval(accuracy(name))),
+            str(rp.interval(1e3 * mean(name, "seconds") / edge_rounds)),
+            f"{100 * mean(name, 'ratio').mean():.1f}",
+            f"{rp.arm_summary(rows, name)['channel_uses']:.3g}",
+            f"{rp.arm_summary(rows, name)['joules']:.3g}",
+        ]
+        for name in names
+    ]
+    header = ["arm", "accuracy (%)", "ms an edge round", "mean rho (%)", "channel uses", "joules"]
+    heading = f"After {config.run.rounds} cloud rounds, mean ± 95 % over {config.run.seeds} seeds"
+    best, low, high = (
+        "optimal-30",
+        f"optimal-{config.limits_ms[0]:g}",
+        names[len(config.limits_ms) - 1],
+    )
+    rules = []
+    if best in names:
+        saved = 100 * (1 - mean(best, "seconds") / mean("unpruned", "seconds"))
+        rules = [
+            ("near-unpruned", "VI-B.2", "optimal at 30 ms at most 1 point below unpruned", -1.0,
+             accuracy(best) - accuracy("unpruned"), "points"),
+            ("half-latency", "VI-B.2", "its latency is at least 40 % lower", 40.0, saved, "%"),
+            ("above-flat", "VI-B.2", "optimal above flat", 0.0,
+             accuracy(best) - accuracy("flat"), "points"),
+            ("limit", "VI-B.1", f"{high} above {low}", 0.0,
+             accuracy(high) - accuracy(low), "points"),
+            ("iid", "VI-B.2", "IID above non-IID", 0.0,
+             accuracy(best) - accuracy("non-iid"), "points"),
+            ("above-equal", "VI-B.2", "optimal above equal", 0.0,
+             accuracy(best) - accuracy("equal"), "points"),
+        ]  # fmt: skip
+    verdicts = [
+        rp.Verdict(identity, f"P2 {where}", text, held, f"{found} {unit}")
+        for identity, where, text, above, values, unit in rules
+        for held, found in [rp.judge(values, above)]
+    ]
+    (folder / "figures").mkdir(exist_ok=True)
+    ylim = rp.accuracy_limits(rows, names)
+    limits = {name: name for name in names if name.startswith("optimal")}
+    schemes = {name: name for name in names if name == best or name not in limits}
+    for name, title, shown in (
+        ("limits", "Latency thresholds", limits),
+        ("schemes", "Schemes", schemes),
+    ):
+        rp.accuracy_figure(folder / "figures" / name, rows, shown, title, ylim, [])
+    for column, label in (
+        ("seconds", "simulated seconds"),
+        ("channel_uses", "channel uses so far"),
+    ):
+        shown = dict(zip(names, names, strict=True))
+        rp.cost_figure(folder / "figures" / column, rows, shown, column, label)
+    return rp.write_run(
+        folder, "hfl_adaptive", to_json(config), rows, names, {heading: rp.table(header, body)},
+        verdicts, "Claims of P2",
+    )  # fmt: skip

@@ -1,0 +1,117 @@
+"""Hierarchical federated learning with importance-based pruning at fixed ratios (P2, Fig. 2).
+
+    python -m launch.main --config=experiments/hfl_pruning.py:fast --workdir=runs/hfl_pruning
+
+25 devices at 5 edge servers; every device takes a warm-up step, prunes the fully connected weights
+that it changed least, P2 (2), and trains the rest; an edge server averages each weight over those
+that hold it, P2 (12); the cloud averages the edge servers, P2 (13). Links are perfect here. The
+network is P2's: 32 and 64 filters of 3×3, 8 hidden units, of whose 25,168 fully connected weights
+the share 0, 30, 50, 70, 90 % is pruned. The global model is evaluated dense, as in P2.
+
+  fast   about 5 minutes on 2 cores: embedded Fashion-MNIST, 8 cloud rounds × 4 edge rounds ×
+         5 steps of 16 examples, 3 seeds
+  full   about an hour: all of Fashion-MNIST, P2's 10 × 5 × 10, batch 32, 3 seeds
+  paper  as ``full`` with Table II's batch 128, learning rate 0.001 read as plain SGD's, and 100
+         cloud rounds, one seed; resumable
+
+P2's Table II gives a learning rate of 0.001 and no optimizer. Plain SGD at 0.001 hardly trains in
+the stated number of rounds (the literal reading, variant ``paper``), so ``fast`` and ``full`` use
+SGD with momentum 0.9 at 0.05, chosen on the unpruned network with seed 0.
+
+Fixed before any result was seen: accuracies after the last round, paired by seed, 95 % Student
+intervals. Accuracy falls with the ratio ("held" if the difference lies above 0): 0 above 50 %, 0
+above 90 %, 50 above 90 %.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedprune import report as rp
+from fedprune.config import Arm, Config, ConfigError, spec, to_json
+from fedprune.writer import Row
+
+
+@dataclass
+class HflPruning(Config):
+    """The common fields, and the ratios that are compared."""
+
+    ratios: tuple[float, ...] = spec((0.3, 0.5, 0.7, 0.9), "pruning ratios", above=0, below=1)
+
+
+def setting(config: Config, variant: str) -> None:
+    """P2's federation, network, masks and training, in three sizes.
+
+    Raises:
+      ConfigError: an unknown variant.
+    """
+    config.data.clients, config.edges.servers, config.cohort.weighting = 25, 5, "plain"
+    config.model.filters, config.model.kernel, config.model.hidden = (32, 64), 3, (8,)
+    config.local.optimizer, config.local.lr = "momentum", 0.05
+    config.pruning.scope, config.pruning.layers, config.pruning.rewind = "own", "dense", "yes"
+    config.pruning.importance, config.pruning.warm_up = "change", 1
+    config.uplink.link, config.uplink.division = "ideal", "holders"
+    config.run.evaluate = "dense"
+    if variant == "fast":
+        config.edges.rounds, config.local.steps, config.local.batch = 4, 5, 16
+        config.run.rounds, config.run.save_every = 8, 2
+    elif variant in ("full", "paper"):
+        config.data.name = "fashion_mnist"
+        config.edges.rounds, config.local.steps, config.local.batch = 5, 10, 32
+        config.run.rounds, config.run.save_every = 10, 1
+        if variant == "paper":
+            config.local.optimizer, config.local.lr, config.local.batch = "sgd", 0.001, 128
+            config.run.rounds, config.run.seeds = 100, 1
+    else:
+        raise ConfigError(
+            f"variant {variant!r} of {config.experiment.split('.')[-1]}: must be one of fast, full,"
+            " paper"
+        )
+
+
+def get_config(variant: str = "fast") -> HflPruning:
+    """The configuration of a variant."""
+    config = HflPruning(experiment="experiments.hfl_pruning", variant=variant)
+    setting(config, variant)
+    config.pruning.schedule, config.pruning.start = "one_shot", 0
+    return config
+
+
+def arms(config: HflPruning) -> list[Arm]:
+    """Every ratio, in one program."""
+    return [Arm(_name(ratio), {"pruning.ratio": ratio}) for ratio in (0.0, *config.ratios)]
+
+
+def _name(ratio: float) -> str:
+    return f"{100 * ratio:g} %"
+
+
+def report(config: HflPruning, rows: Sequence[Row], folder: Path) -> str:
+    """Writes summary, table and figures; returns the text to print."""
+    names = [arm.name for arm in arms(config)]
+    body = [
+        [
+            name,
+            str(rp.interval(100 * rp.final(rows, name, "test_accuracy"))),
+            str(rp.interval(rp.final(rows, name, "test_loss"))),
+        ]
+        for name in names
+    ]
+    heading = f"After {config.run.rounds} cloud rounds, mean ± 95 % over {config.run.seeds} seeds"
+    table = rp.table(["pruned", "accuracy (%)", "loss"], body)
+    verdicts = []
+    for less, more in ((0.0, 0.5), (0.0, 0.9), (0.5, 0.9)):
+        if {_name(less), _name(more)} <= set(names):
+            accuracy = [100 * rp.final(rows, _name(r), "test_accuracy") for r in (less, more)]
+            held, found = rp.judge(accuracy[0] - accuracy[1], 0.0)
+            text = f"{_name(less)} pruned is more accurate than {_name(more)}"
+            identity = f"{100 * less:g}-above-{100 * more:g}"
+            verdicts.append(rp.Verdict(identity, "P2 VI-A", text, held, f"{found} points"))
+    (folder / "figures").mkdir(exist_ok=True)
+    ylim = rp.accuracy_limits(rows, names)
+    shown = {name: f"{name} pruned" for name in names}
+    rp.accuracy_figure(folder / "figures" / "accuracy", rows, shown, "HFL, fixed ratios", ylim, [])
+    return rp.write_run(
+        folder, "hfl_pruning", to_json(config), rows, names, {heading: table}, verdicts,
+        "Claims of P2",
+    )  # fmt: skip
