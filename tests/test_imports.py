@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = {"data", "models", "nn", "local", "prune", "link", "channel", "server", "payload"}
+STAGES = {
+    "data",
+    "models",
+    "nn",
+    "local",
+    "prune",
+    "link",
+    "channel",
+    "coding",
+    "server",
+    "payload",
+}
 WORDS = {"types", "rng", "tree"}
 # Rooms beyond the common words that a stage may use.
 ALSO = {"nn": set(), "models": {"nn"}, "link": {"channel", "coding"}, "local": set()}
