@@ -36,6 +36,8 @@ _STEP = 4
 """steps of a table per bit"""
 _WORTH = 0.999
 """a longer way of coding has to save a thousandth"""
+_WIDEST = 1200
+"""symbols of the largest table that is considered; every l but the largest stays below"""
 _HEADER = struct.Struct("<HBBBI")
 # Quarters of an octave as literals: models must be bitwise the same on every machine.
 _QUARTERS = np.array([1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429])
@@ -175,6 +177,8 @@ def _cheapest(counts: np.ndarray, rows: int) -> tuple[int, int, int, np.ndarray]
     bits_of_delta = -np.log2(_DELTAS / _DELTAS.sum())
     for leading in LEADING:
         coarse, uncoded = _coarser(counts, leading)
+        if coarse.shape[-1] > _WIDEST:
+            continue
         for used in (1, NEIGHBOURS):
             for classes in (1, 2, 4, 8, CLASSES):
                 merged = coarse.reshape(classes, -1, *coarse.shape[1:]).sum(1)
