@@ -2,6 +2,7 @@
 
 from fedprune import allocation as allocation
 from fedprune import channel as channel
+from fedprune import coding as coding
 from fedprune import data as data
 from fedprune import hierarchy as hierarchy
 from fedprune import link as link

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STAGES = {"data", "models", "nn", "local", "prune", "link", "channel", "server", "payload"}
-STAGES |= {"resources", "allocation", "theory"}
+STAGES |= {"resources", "allocation", "theory", "coding"}
 WORDS = {"types", "rng", "tree"}
 # Rooms beyond the common words that a stage may use.
 ALSO = {

@@ -1,5 +1,12 @@
-"""Bytes that a masked model takes, in every usual encoding."""
+"""Masked models as bytes: their size in every usual encoding, files and bitstreams."""
 
+from fedprune.payload.entropy import FormatError as FormatError
+from fedprune.payload.files import from_bytes as from_bytes
+from fedprune.payload.files import load as load
+from fedprune.payload.files import save as save
+from fedprune.payload.files import to_bytes as to_bytes
+from fedprune.payload.refinement import refine as refine
+from fedprune.payload.refinement import restore as restore
 from fedprune.payload.sizes import bitmap as bitmap
 from fedprune.payload.sizes import coo as coo
 from fedprune.payload.sizes import csr as csr
