@@ -1,5 +1,6 @@
 """Federated learning with model pruning over wireless channels, as one jit function a round."""
 
+from fedprune import backend as backend
 from fedprune import channel as channel
 from fedprune import data as data
 from fedprune import link as link

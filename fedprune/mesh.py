@@ -75,6 +75,10 @@ class Layout:
     def replicated(self) -> NamedSharding:
         return NamedSharding(self.mesh, jax.P())
 
+    def per_arm(self) -> NamedSharding:
+        """Arrays whose leading axis counts arms."""
+        return NamedSharding(self.mesh, jax.P(ARMS))
+
 
 def make(clients: int | None = None, arms: int = 1, **layout: Any) -> Layout:
     """A layout over ``arms`` × ``clients`` devices; by default all devices on the clients axis.
@@ -120,18 +124,33 @@ def finished(compiled: Callable, layout: Layout) -> Callable:
     platform = layout.mesh.devices.flat[0].platform
     if platform != "cpu" or layout.mesh.size == 1:
         return compiled
-    return _Blocking(compiled)
+    return _Wrapped(lambda *args: jax.block_until_ready(compiled(*args)), compiled)
 
 
-class _Blocking:
-    """A compiled function that waits for its results, with the ``lower`` of the original."""
+def placed(compiled: Callable, layout: Layout, per_arm: tuple[bool, ...]) -> Callable:
+    """``compiled``, with every argument brought to where it belongs before.
 
-    def __init__(self, compiled: Any) -> None:
-        self._compiled = compiled
+    Left to JAX, a program is compiled a second time when it gets its own results, which lie on the
+    mesh, where fresh arrays were before.
+
+    Args:
+      compiled: takes positional pytrees.
+      layout: devices.
+      per_arm: for every argument, does its leading axis count arms?
+    """
+    where = tuple(layout.per_arm() if arms else layout.replicated() for arms in per_arm)
+    return _Wrapped(lambda *args: compiled(*jax.device_put(args, where)), compiled)
+
+
+class _Wrapped:
+    """A function in place of a compiled one, with the ``lower`` of the original."""
+
+    def __init__(self, call: Callable, compiled: Any) -> None:
+        self._call = call
         self.lower = compiled.lower
 
     def __call__(self, *args: Any) -> Any:
-        return jax.block_until_ready(self._compiled(*args))
+        return self._call(*args)
 
 
 def accumulate(

@@ -130,8 +130,9 @@ def program(
             return lax.map(here, arms)
         return lax.map(here, arms, batch_size=arms_per_chunk)
 
-    compiled = jax.jit(mesh.spread(on_device, layout, per_arm=(True, False, False)))
-    return mesh.finished(compiled, layout)
+    per_arm = (True, False, False)
+    compiled = jax.jit(mesh.spread(on_device, layout, per_arm))
+    return mesh.placed(mesh.finished(compiled, layout), layout, per_arm)
 
 
 def start(
