@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from absl import app, flags
 
-from benchmarks import environments, machine
+from benchmarks import environments, figure, machine
 from benchmarks.workloads import NAMES as WORKLOAD_NAMES
 from benchmarks.workloads import WORKLOADS, workload
 
@@ -40,6 +40,7 @@ FRAMEWORKS: dict[str, tuple[str, list[str]]] = {
 PEAK: dict[str, tuple[str, list[str]]] = {
     "matmul_jax": ("", ["benchmarks.peers.matmul", "jax"]),
     "matmul_torch": ("torch", ["benchmarks.peers.matmul", "torch"]),
+    "copy": ("", ["benchmarks.peers.matmul", "copy"]),
 }
 
 
@@ -131,57 +132,66 @@ def spread(values: list[float]) -> list[float]:
 
 
 def compare(entries: list[Entry], turns: int, create: bool) -> list[dict]:
-    """A row for every framework, and one for each library's matrix products.
+    """A row for every entry that runs, and one for each measured limit of the machine.
 
     ``round_s`` is the time of a round with all its clients, ``compile_s`` that of the first turn
     beyond a later one, ``ready_s`` that from the process's start to the end of its first turn.
+    ``limit_s`` is the time of a round on this machine if it did either nothing but the arithmetic
+    of the network at the rate of matrix products, or nothing but move its operands at the rate of
+    copies, whichever takes longer.
     """
-    products = [Entry(name, entries[0].workload, *PEAK[name]) for name in PEAK]
-    workers = started([*products, *entries], create)
+    limits = [Entry(name, entries[0].workload, *PEAK[name]) for name in PEAK]
+    workers = started([*limits, *entries], create)
     interleave(workers, turns)
-    gflops = {
-        w.entry.label: w.facts["flops"] / median(w.turns) / 1e9
+    rates = {
+        w.entry.label: w.facts.get("flops", w.facts.get("bytes")) / median(w.turns) / 1e9
         for w in workers
         if w.entry.label in PEAK
     }
+    peak = max(rate for label, rate in rates.items() if label != "copy")
     rows: list[dict] = [
-        {"framework": label, "gflops": round(value, 1)} for label, value in gflops.items()
+        {"framework": k, "gbytes_s" if k == "copy" else "gflops": round(v, 1)}
+        for k, v in rates.items()
     ]
-    for worker in workers:
-        if worker.entry.label in PEAK:
-            continue
-        w = workload(worker.entry.workload)
-        scale = w.clients / w.cohort / w.rounds
-        times = [scale * t for t in worker.turns]
-        rows.append(
-            {
-                "workload": worker.entry.workload,
-                "framework": worker.entry.label,
-                "round_s": round(median(times), 5),
-                "round_s_quartiles": [round(q, 5) for q in spread(times)],
-                "turns": len(times),
-                "rounds_a_turn": w.rounds,
-                "clients": w.clients,
-                "clients_timed": w.cohort,
-                "gflops": round(w.flops() / median(times) / 1e9, 2),
-                "percent_of_peak": round(
-                    100 * w.flops() / median(times) / 1e9 / max(gflops.values()), 1
-                ),
-                "compile_s": round(max(0.0, worker.facts["first_turn_s"] - median(worker.turns)), 2),
-                "ready_s": round(worker.ready_s, 2),
-                "peak_memory_mb": worker.peak_mb,
-                **worker.facts,
-            }
-        )
-    timed = [row for row in rows if "round_s" in row]
+    timed = [_row(w, peak, rates["copy"]) for w in workers if w.entry.label not in PEAK]
+    first = next((row["round_s"] for row in timed if row["framework"] == "fedprune"), None)
     for row in timed:
-        row["time_over_fedprune"] = round(row["round_s"] / timed[0]["round_s"], 3)
-    return [{**row, **machine.facts()} for row in rows]
+        if first:
+            row["time_over_fedprune"] = round(row["round_s"] / first, 3)
+    return [{**row, **machine.facts()} for row in [*rows, *timed]]
+
+
+def _row(worker: Worker, peak: float, copied: float) -> dict:
+    """What one worker took; ``peak`` in Gflop/s, ``copied`` in GB/s."""
+    w = workload(worker.entry.workload)
+    times = [w.clients / w.cohort / w.rounds * t for t in worker.turns]
+    middle = median(times)
+    limit = max(w.flops() / peak, w.traffic() / copied) / 1e9
+    return {
+        "workload": worker.entry.workload,
+        "framework": worker.entry.label,
+        "round_s": round(middle, 5),
+        "round_s_quartiles": [round(q, 5) for q in spread(times)],
+        "turns": len(times),
+        "rounds_a_turn": w.rounds,
+        "clients": w.clients,
+        "clients_timed": w.cohort,
+        "gflops": round(w.flops() / middle / 1e9, 2),
+        "percent_of_peak": round(100 * w.flops() / middle / 1e9 / peak, 1),
+        "limit_s": round(limit, 5),
+        "percent_of_limit": round(100 * limit / middle, 1),
+        "compile_s": round(max(0.0, worker.facts["first_turn_s"] - median(worker.turns)), 2),
+        "ready_s": round(worker.ready_s, 2),
+        "peak_memory_mb": worker.peak_mb,
+        **worker.facts,
+    }
 
 
 WORKLOAD = flags.DEFINE_enum("workload", "W1", WORKLOAD_NAMES, "what is timed")
 NAMES = flags.DEFINE_list("frameworks", list(FRAMEWORKS), "which frameworks")
-TURNS = flags.DEFINE_integer("turns", 0, "timed turns of each; 0: the workload's own", lower_bound=0)
+TURNS = flags.DEFINE_integer(
+    "turns", 0, "timed turns of each; 0: the workload's own", lower_bound=0
+)
 CREATE = flags.DEFINE_bool("create", False, "make missing environments")
 SMOKE = flags.DEFINE_bool("smoke", False, "two clients, one turn: shows only that all runs")
 VERBOSE = flags.DEFINE_bool("verbose", False, "show what the frameworks print")
@@ -203,6 +213,7 @@ def main(_) -> None:
     print(lines)
     if OUT.value:
         Path(OUT.value).write_text(lines + "\n")
+        figure.draw(rows, Path(OUT.value).with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -74,6 +74,17 @@ class Workload(NamedTuple):
         first, *rest = (layer.macs for layer in LAYERS[self.model])
         return 2.0 * (2 * first + 3 * sum(rest)) * self.clients * self.steps * self.batch
 
+    def traffic(self) -> float:
+        """Bytes that a round moves if every operation reads its operands and writes its result
+        once, in float32: of weights, six times (forward, backward, gradient written, step: two
+        reads, one write); of every layer's result, five (written, read by the next layer, read
+        backward, its gradient written and read)."""
+        layers = LAYERS[self.model]
+        numbers = 6 * sum(x.weights for x in layers) + self.batch * 5 * sum(
+            x.output for x in layers
+        )
+        return 4.0 * numbers * self.clients * self.steps
+
 
 WORKLOADS = {
     "W1": Workload("cnn", 25, 10, 128, turns=4),

@@ -29,7 +29,7 @@ def configure(devices: int = 0, cache: bool = True) -> None:
     limit = "--xla_cpu_collective_call_terminate_timeout_seconds=86400"
     os.environ["XLA_FLAGS"] = f"{limit} {os.environ.get('XLA_FLAGS', '')}"
     jax.config.update("jax_num_cpu_devices", devices or cpu_devices())
-    if cache and not jax.config.jax_compilation_cache_dir:
+    if cache and not jax.config.values.get("jax_compilation_cache_dir"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
 
 

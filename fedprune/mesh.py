@@ -114,7 +114,7 @@ def spread(fn: Callable, layout: Layout, per_arm: tuple[Any, ...]) -> Callable:
     return jax.shard_map(fn, mesh=layout.mesh, in_specs=specs, out_specs=jax.P(ARMS))
 
 
-def finished(compiled: Callable, layout: Layout) -> Callable:
+def finished(compiled: Any, layout: Layout) -> Any:
     """``compiled``, returning only when its results are there if it runs on several CPU devices.
 
     XLA's CPU devices share one pool of threads. While a program is under way, small operations on
@@ -124,10 +124,10 @@ def finished(compiled: Callable, layout: Layout) -> Callable:
     platform = layout.mesh.devices.flat[0].platform
     if platform != "cpu" or layout.mesh.size == 1:
         return compiled
-    return _Wrapped(lambda *args: jax.block_until_ready(compiled(*args)), compiled)
+    return Compiled(lambda *args: jax.block_until_ready(compiled(*args)), compiled.lower)
 
 
-def placed(compiled: Callable, layout: Layout, per_arm: tuple[bool, ...]) -> Callable:
+def placed(compiled: Any, layout: Layout, per_arm: tuple[bool, ...]) -> Compiled:
     """``compiled``, with every argument brought to where it belongs before.
 
     Left to JAX, a program is compiled a second time when it gets its own results, which lie on the
@@ -139,15 +139,18 @@ def placed(compiled: Callable, layout: Layout, per_arm: tuple[bool, ...]) -> Cal
       per_arm: for every argument, does its leading axis count arms?
     """
     where = tuple(layout.per_arm() if arms else layout.replicated() for arms in per_arm)
-    return _Wrapped(lambda *args: compiled(*jax.device_put(args, where)), compiled)
+    return Compiled(
+        lambda *args: compiled(*jax.device_put(args, where)),
+        lambda *args: compiled.lower(*jax.device_put(args, where)),
+    )
 
 
-class _Wrapped:
-    """A function in place of a compiled one, with the ``lower`` of the original."""
+class Compiled:
+    """A compiled function with more around it: what is called, and how it is lowered."""
 
-    def __init__(self, call: Callable, compiled: Any) -> None:
+    def __init__(self, call: Callable, lower: Callable) -> None:
         self._call = call
-        self.lower = compiled.lower
+        self.lower = lower
 
     def __call__(self, *args: Any) -> Any:
         return self._call(*args)

@@ -1,13 +1,14 @@
 """Our own rounds on a workload, at the defaults for CPU, as many a call as there are in a turn.
 
-Arguments: workload, then settings as ``name=value``: ``devices`` and ``compute`` (of
-``backend.configure`` and ``models``) and the fields of ``mesh.Layout``.
+Arguments: workload, then settings as ``name=value``, which ``benchmarks.options`` compares: see
+``Settings``.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as linen
 import jax
@@ -18,7 +19,7 @@ import fedprune as fp
 from benchmarks.worker import serve
 from benchmarks.workloads import CLASSES, LEARNING_RATE, Workload, images
 from fedprune.models import layers
-from fedprune.types import Model
+from fedprune.types import LocalUpdate, Model
 
 
 class CifarCnn(linen.Module):
@@ -41,11 +42,27 @@ MODELS: dict[str, Callable[[], Model]] = {
 }
 
 
-def settings(arguments: list[str]) -> tuple[int, dict]:
-    """Number of devices (0: the default) and fields of the layout from ``name=value``."""
-    values = dict(argument.split("=") for argument in arguments)
-    devices = int(values.pop("devices", 0))
-    return devices, {k: v if k == "reduction" else int(v) for k, v in values.items()}
+class Settings(NamedTuple):
+    """What may differ from the defaults."""
+
+    devices: int = 0
+    """virtual CPU devices; 0: the default"""
+    chunk: int = 1
+    """clients trained together, by vmap"""
+    reduction: str = "fast"
+    compute: str = "float32"
+    """type of activations and products"""
+    donate: int = 0
+    """1: the state's buffers are given away to the program"""
+    rounds: int = 0
+    """rounds in a call; 0: all of a turn"""
+
+
+def settings() -> Settings:
+    """From the command line."""
+    given = dict(argument.split("=") for argument in sys.argv[2:])
+    types = {k: type(v) for k, v in Settings()._asdict().items()}
+    return Settings(**{k: types[k](v) for k, v in given.items()})
 
 
 def federation(w: Workload) -> fp.data.Federation:
@@ -56,13 +73,16 @@ def federation(w: Workload) -> fp.data.Federation:
     return fp.data.federate(dataset, fp.data.Partition(rows, [np.arange(1)] * w.population))
 
 
+def local(w: Workload, model: Model) -> LocalUpdate:
+    """Plain SGD."""
+    length = {"epochs": 1} if w.epoch else {"steps": w.steps}
+    return fp.local.sgd(model, optax.sgd(LEARNING_RATE), batch=w.batch, **length)
+
+
 def algorithm(w: Workload, layout: fp.mesh.Layout, **stages) -> fp.round.Round:
     """Federated averaging; ``stages`` replace or add to those of ``round.build``."""
-    length = {"epochs": 1} if w.epoch else {"steps": w.steps}
     defaults = {
-        "local": fp.local.sgd(
-            MODELS[w.model](), optax.sgd(LEARNING_RATE), batch=w.batch, **length
-        ),
+        "local": local(w, MODELS[w.model]()),
         "uplink": fp.link.ideal(),
         "server": fp.server.average(),
         "participation": fp.server.uniform(w.population, w.cohort),
@@ -72,26 +92,32 @@ def algorithm(w: Workload, layout: fp.mesh.Layout, **stages) -> fp.round.Round:
 
 
 def prepare(w: Workload) -> tuple[Callable[[], None], dict]:
-    """One call is one turn of the whole algorithm, by ``run.program``."""
-    devices, fields = settings(sys.argv[2:])
-    layout = fp.mesh.make(**fields)
-    train, test = federation(w)
-    one = algorithm(w, layout)
+    """One turn, by default one call of ``run.program``."""
+    chosen = settings()
+    layout = fp.mesh.make(chunk=chosen.chunk, reduction=chosen.reduction)
+    train, test = jax.device_put(federation(w), layout.replicated())
+    model = MODELS[w.model]()
+    if chosen.compute != "float32":
+        model = fp.models.compute_in(chosen.compute, model)
+    one = algorithm(w, layout, local=local(w, model))
     key = jax.random.key(0)[None]
-    state = fp.run.start(lambda _: one, MODELS[w.model]().init, (), key)
+    state = fp.run.start(lambda _: one, model.init, (), key)
     arms = fp.run.Arms((), key, state, train.rows[None], train.size[None])
-    program = fp.run.program(lambda _: one, layout, rounds=w.rounds)
+    rounds = chosen.rounds or w.rounds
+    program = fp.run.program(lambda _: one, layout, rounds, donate=bool(chosen.donate))
 
     def turn() -> None:
         nonlocal arms
-        state, _, _ = jax.block_until_ready(program(arms, train, test))
-        arms = arms._replace(state=state)
+        for _ in range(w.rounds // rounds):
+            state, _, _ = program(arms, train, test)
+            arms = arms._replace(state=state)
+        jax.block_until_ready(arms.state)
 
-    count = layout.mesh.size
-    facts = {"versions": {"jax": jax.__version__}, "setting": f"{count} devices"}
-    return turn, facts
+    changed = {k: v for k, v in chosen._asdict().items() if v != getattr(Settings(), k)}
+    words = [f"{layout.mesh.size} devices", *(f"{k} {v}" for k, v in changed.items())]
+    return turn, {"versions": {"jax": jax.__version__}, "setting": ", ".join(words)}
 
 
 if __name__ == "__main__":
-    fp.backend.configure(settings(sys.argv[2:])[0], cache=False)
+    fp.backend.configure(settings().devices, cache=False)
     serve(prepare)

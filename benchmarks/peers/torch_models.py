@@ -97,7 +97,9 @@ def convolutional(name: str) -> bool:
 def examples(w: Workload) -> tuple[torch.Tensor, torch.Tensor]:
     """x [n, c, h, w] float32 in [0, 1] and y [n], users in order."""
     x, y = images(w)
-    return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous().float().div_(255), torch.from_numpy(y)
+    return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous().float().div_(255), torch.from_numpy(
+        y
+    )
 
 
 def batches(w: Workload) -> torch.Tensor:
