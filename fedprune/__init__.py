@@ -1,6 +1,7 @@
 """Federated learning with model pruning over wireless channels, as one jit function a round."""
 
 from fedprune import allocation as allocation
+from fedprune import backend as backend
 from fedprune import channel as channel
 from fedprune import coding as coding
 from fedprune import data as data

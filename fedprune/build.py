@@ -114,7 +114,12 @@ def model(config: cfg.Config, dataset: data.Dataset) -> Model:
         jax.eval_shape(built.init, jax.random.key(0))
     except ValueError as e:
         raise cfg.ConfigError(f"model.{config.model.name}: does not fit {shape} inputs: {e}") from e
-    return built
+    if config.model.compute == "float32":
+        return built
+    try:
+        return models.compute_in(config.model.compute, built)
+    except ValueError as e:
+        raise cfg.ConfigError(f"model.compute={config.model.compute!r}: {e}") from e
 
 
 def fading(u: cfg.Uplink) -> channel.Fading | None:

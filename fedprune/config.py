@@ -79,6 +79,11 @@ class Model:
         " and averaged with the weights, or each batch's own",
         choices=("exchanged", "batch"),
     )
+    compute: str = spec(
+        "float32",
+        "type of activations and products; the weights themselves are float32",
+        choices=("float32", "bfloat16"),
+    )
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedprune import build, data, loop, run
+from fedprune import build, data, loop, mesh, run
 from fedprune import config as cfg
 from fedprune.writer import Row, RunDirectory
 
@@ -97,13 +97,15 @@ def _program(
         state = run.start(algorithm, network.init, hyper, key)
         return run.Arms(hyper, key, state, train.rows, train.size)
 
-    def segment(rounds: int):
+    def segment(rounds: int) -> mesh.Compiled:
         per_chunk = config.mesh.arms_per_chunk or None
         pruned = config.run.evaluate == "pruned"
         evaluate = run.evaluation(network, layout, pruned=pruned)
         compiled = run.program(algorithm, layout, rounds, evaluate, per_chunk)
         train, test = jax.device_put(federation(), layout.replicated())
-        return lambda arms: compiled(arms, train, test)
+        return mesh.Compiled(
+            lambda arms: compiled(arms, train, test), lambda arms: compiled.lower(arms, train, test)
+        )
 
     padded = -(-len(labels) // layout.arm_devices) * layout.arm_devices
     log.info(

@@ -18,9 +18,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from fedprune import run
+from fedprune import mesh, run
 from fedprune.checkpoint import Checkpoints
-from fedprune.round import RoundInfo, State
+from fedprune.round import RoundInfo
 from fedprune.writer import Metrics, Row
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Program(NamedTuple):
     """of the A arms, in order"""
     start: Callable[[], run.Arms]
     """the arms at round 0"""
-    segment: Callable[[int], Callable[[run.Arms], tuple[State, RoundInfo, run.Metrics]]]
+    segment: Callable[[int], mesh.Compiled]
     """rounds -> (arms, padded to ``padded``) -> (states, infos [A, rounds], metrics)"""
     padded: int
     """arms that ``segment`` takes: A, made divisible by the devices with idle copies"""

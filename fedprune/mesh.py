@@ -75,6 +75,10 @@ class Layout:
     def replicated(self) -> NamedSharding:
         return NamedSharding(self.mesh, jax.P())
 
+    def per_arm(self) -> NamedSharding:
+        """Arrays whose leading axis counts arms."""
+        return NamedSharding(self.mesh, jax.P(ARMS))
+
 
 def make(clients: int | None = None, arms: int = 1, **layout: Any) -> Layout:
     """A layout over ``arms`` × ``clients`` devices; by default all devices on the clients axis.
@@ -110,7 +114,7 @@ def spread(fn: Callable, layout: Layout, per_arm: tuple[Any, ...]) -> Callable:
     return jax.shard_map(fn, mesh=layout.mesh, in_specs=specs, out_specs=jax.P(ARMS))
 
 
-def finished(compiled: Callable, layout: Layout) -> Callable:
+def finished(compiled: Any, layout: Layout) -> Any:
     """``compiled``, returning only when its results are there if it runs on several CPU devices.
 
     XLA's CPU devices share one pool of threads. While a program is under way, small operations on
@@ -120,18 +124,36 @@ def finished(compiled: Callable, layout: Layout) -> Callable:
     platform = layout.mesh.devices.flat[0].platform
     if platform != "cpu" or layout.mesh.size == 1:
         return compiled
-    return _Blocking(compiled)
+    return Compiled(lambda *args: jax.block_until_ready(compiled(*args)), compiled.lower)
 
 
-class _Blocking:
-    """A compiled function that waits for its results, with the ``lower`` of the original."""
+def placed(compiled: Any, layout: Layout, per_arm: tuple[bool, ...]) -> Compiled:
+    """``compiled``, with every argument brought to where it belongs before.
 
-    def __init__(self, compiled: Any) -> None:
-        self._compiled = compiled
-        self.lower = compiled.lower
+    Left to JAX, a program is compiled a second time when it gets its own results, which lie on the
+    mesh, where fresh arrays were before.
+
+    Args:
+      compiled: takes positional pytrees.
+      layout: devices.
+      per_arm: for every argument, does its leading axis count arms?
+    """
+    where = tuple(layout.per_arm() if arms else layout.replicated() for arms in per_arm)
+    return Compiled(
+        lambda *args: compiled(*jax.device_put(args, where)),
+        lambda *args: compiled.lower(*jax.device_put(args, where)),
+    )
+
+
+class Compiled:
+    """A compiled function with more around it: what is called, and how it is lowered."""
+
+    def __init__(self, call: Callable, lower: Callable) -> None:
+        self._call = call
+        self.lower = lower
 
     def __call__(self, *args: Any) -> Any:
-        return jax.block_until_ready(self._compiled(*args))
+        return self._call(*args)
 
 
 def accumulate(

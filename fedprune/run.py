@@ -98,7 +98,8 @@ def program(
     rounds: int,
     evaluate: Evaluate | None = None,
     arms_per_chunk: int | None = None,
-) -> Callable[[Arms, Clients, Clients], tuple[State, RoundInfo, Any]]:
+    donate: bool = False,
+) -> mesh.Compiled:
     """Compiles ``rounds`` rounds of all arms, and one evaluation at their end, into one program.
 
     Args:
@@ -108,6 +109,8 @@ def program(
       evaluate: (state, test) -> metrics after the last round; None: nothing.
       arms_per_chunk: arms vmapped together on a device, the rest one chunk after another. None: one
         on CPU, where an arm's weights should stay in cache; all elsewhere.
+      donate: the program may overwrite the state that it is given, which then cannot be used again:
+        for models so large that there is no room for the old state beside the new one.
 
     Returns:
       (arms, train, test) -> (states [A], infos [A, rounds], metrics [A]). ``train`` and ``test``
@@ -124,7 +127,8 @@ def program(
         )
         return state, infos, () if evaluate is None else evaluate(state, test)
 
-    def on_device(arms: Arms, train: Clients, test: Clients):
+    def on_device(state: State, rest: Arms, train: Clients, test: Clients):
+        arms = rest._replace(state=state)
         here = partial(one, train=train, test=test)
         count = arms.key.shape[0]
         if arms_per_chunk is None or arms_per_chunk >= count > 1:
@@ -133,8 +137,18 @@ def program(
             return lax.map(here, arms)
         return lax.map(here, arms, batch_size=arms_per_chunk)
 
-    compiled = jax.jit(mesh.spread(on_device, layout, per_arm=(True, False, False)))
-    return mesh.finished(compiled, layout)
+    per_arm = (True, True, False, False)
+    spread = mesh.spread(on_device, layout, per_arm)
+    compiled = jax.jit(spread, donate_argnums=(0,) if donate else ())
+    placed = mesh.placed(mesh.finished(compiled, layout), layout, per_arm)
+
+    def apart(arms: Arms, train: Clients, test: Clients) -> tuple[Any, ...]:
+        nothing: Any = ()
+        return arms.state, arms._replace(state=nothing), train, test
+
+    return mesh.Compiled(
+        lambda *args: placed(*apart(*args)), lambda *args: placed.lower(*apart(*args))
+    )
 
 
 def start(

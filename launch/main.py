@@ -2,7 +2,8 @@
 
     python -m launch.main --config=experiments/ota_pruning.py:fast --workdir=DIR
 
-Any field can be set, as ``--config.uplink.snr_db=5``.
+Any field can be set, as ``--config.uplink.snr_db=5``. With ``--profile``, one round of the first
+program is traced into the folder instead, and a table says which stage took how long.
 Running the same command again resumes what was interrupted. A bad value is refused in one line,
 with exit status 2, before anything is written.
 """
@@ -11,20 +12,24 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
+from fedprune import backend
 from fedprune import config as cfg
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="experiment file and variant: experiments/NAME.py:VARIANT"
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory: metrics, checkpoints, figures")
+PROFILE = flags.DEFINE_bool(
+    "profile", False, "trace one round of the first program into --workdir, and run nothing"
+)
 
 
 class UsageError(Exception):
@@ -38,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         cfg.validate(config)
     except (UsageError, cfg.ConfigError) as e:
         return _refuse(e, 2)
-    _set_devices(config.mesh.devices)
+    backend.configure(config.mesh.devices, cache=not PROFILE.value)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("absl", "jax", "orbax", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -48,6 +53,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         module = importlib.import_module(config.experiment)
         plan = experiment.plan(config, module.arms(config))
+        if PROFILE.value:
+            print(_profile(plan, Path(workdir)))
+            return 0
         with writer.RunDirectory(workdir, cfg.to_json(config)) as directory:
             rows = experiment.execute(plan, directory)
             print(module.report(config, rows, directory.path))
@@ -113,17 +121,23 @@ def _allowed(path: str) -> str:
     return "cannot be read"
 
 
-def _set_devices(devices: int) -> None:
-    """What has to be set before JAX starts: virtual CPU devices, which accelerators ignore.
-
-    XLA kills a program in which one CPU device waits 40 seconds for another. A client's training
-    may well take longer, so the limit is raised, unless the user set it.
-    """
+def _profile(plan, folder: Path) -> str:
+    """Traces one round (and its evaluation) of a plan's first program; a table of time by stage."""
     import jax
 
-    limit = "--xla_cpu_collective_call_terminate_timeout_seconds=86400"
-    os.environ["XLA_FLAGS"] = f"{limit} {os.environ.get('XLA_FLAGS', '')}"
-    jax.config.update("jax_num_cpu_devices", devices or min(8, len(os.sched_getaffinity(0))))
+    from fedprune import profile, report, run
+
+    program = plan.programs[0]
+    segment, arms = program.segment(1), run.pad(program.start(), program.padded)
+    jax.block_until_ready(segment(arms))
+    profile.measure(lambda: segment(arms), folder)
+    text = segment.lower(arms).compile().as_text()
+    seconds = profile.by_stage(folder, text)
+    total = sum(seconds.values())
+    body = [[name, f"{1e3 * s:.2f}", f"{s / total:.1%}"] for name, s in seconds.items()]
+    title = f"One round of {len(program.labels)} runs and its evaluation, all devices together:"
+    table = report.table(["stage", "ms", "share"], body)
+    return f"{title}\n\n{table}\n\nTrace for TensorBoard or Perfetto in {folder}"
 
 
 def _refuse(error: Exception, status: int) -> int:

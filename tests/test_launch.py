@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,14 @@ SMALL = [
     "--config.run.seeds=2",
     "--config.mesh.devices=1",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """The launches of this file share a compilation cache, and leave the user's alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def command(*args) -> list[str]:
@@ -135,6 +144,18 @@ def test_run_directory(unbroken):
     assert result.returncode == 1
     assert "uplink.snr_db was 10.0, is 3.0" in result.stderr
     assert (unbroken / "summary.json").read_bytes() == before
+
+
+def test_profile(tmp_path):
+    """A table of stages and a trace, and no run."""
+    result = launch(CONFIG, *SMALL, f"--workdir={tmp_path}", "--profile")
+    assert result.returncode == 0, result.stderr
+    rows = re.findall(r"^\| (\S.*?) +\| +([\d.]+) +\| +([\d.]+)% \|$", result.stdout, re.M)
+    stages = {name: float(share) for name, _, share in rows}
+    assert {"local training", "uplink", "evaluation"} <= set(stages)
+    assert 99 < sum(stages.values()) < 101
+    assert list(tmp_path.rglob("*.trace.json.gz"))
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_a_directory_in_use_is_refused(tmp_path):

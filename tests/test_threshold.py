@@ -1,5 +1,7 @@
 """Exact top-k against numpy's stable sort."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +46,12 @@ def join(tree) -> np.ndarray:
 
 
 jitted = jax.jit(top_k)
-every_k = jax.jit(lambda scores: jax.vmap(lambda k: top_k(scores, k))(jnp.arange(D + 1)))
+METHODS = ("histogram", "counting")
+
+
+@partial(jax.jit, static_argnums=1)
+def every_k(scores, method):
+    return jax.vmap(lambda k: top_k(scores, k, method=method))(jnp.arange(D + 1))
 
 
 def random(seed=0, size=D):
@@ -66,22 +73,43 @@ def kinds():
     }
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("scores", kinds().values(), ids=kinds())
-def test_every_k_equals_a_stable_sort(scores):
+def test_every_k_equals_a_stable_sort(scores, method):
     """k from 0 to d, by vmap over k."""
     assert scores.dtype == np.float32
-    got = every_k(split(scores))
+    got = every_k(split(scores), method)
     for k in range(D + 1):
         mask = join(jax.tree.map(lambda m, k=k: m[k], got))
         np.testing.assert_array_equal(mask, expected(scores, k), err_msg=f"k={k}")
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("d", [1, 2, 3, 4, 7, 8, 9])
-def test_ties_at_powers_of_two(d):
+def test_ties_at_powers_of_two(d, method):
     """The tie-break searches indices bit by bit."""
     ks = jnp.arange(d + 1)
-    got = jax.jit(jax.vmap(lambda k: top_k(jnp.ones(d), k)))(ks)
+    got = jax.jit(jax.vmap(lambda k: top_k(jnp.ones(d), k, method=method)))(ks)
     np.testing.assert_array_equal(got, np.arange(d)[None] < np.arange(d + 1)[:, None])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("step", [1.0, 2.0**-10, 2.0**-21])
+def test_many_scores_that_agree_in_their_leading_digits(method, step):
+    """20,000 scores of which many share the first, or the first two, of the three digits."""
+    rng = np.random.default_rng(9)
+    scores = (1 + step * rng.integers(0, 4, 20_000) + 1e-6 * rng.integers(0, 9, 20_000)).astype(
+        "f4"
+    )
+    alive = rng.random(20_000) < 0.7
+    select = jax.jit(lambda k: top_k(jnp.asarray(scores), k, jnp.asarray(alive), method))
+    for k in (0, 1, 1234, 7000, 13_000, int(alive.sum())):
+        np.testing.assert_array_equal(select(k), expected(scores, k, alive), err_msg=f"k={k}")
+
+
+def test_unknown_method():
+    with pytest.raises(ValueError, match="method='sort' is not one of auto, histogram, counting"):
+        top_k(jnp.ones(3), 1, method="sort")
 
 
 @pytest.mark.parametrize("k", [0, 1, D - 1, D])
@@ -168,17 +196,18 @@ def test_inside_scan():
         np.testing.assert_array_equal(mask, alive)
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("scores_vary", "k_varies"), [(True, False), (False, True), (True, True), (False, False)]
 )
-def test_inside_shard_map(scores_vary, k_varies):
+def test_inside_shard_map(scores_vary, k_varies, method):
     """Each device selects among its own scores; nothing is counted across devices."""
     mesh = jax.make_mesh((4,), ("d",), (AxisType.Auto,), devices=jax.devices()[:4])
     scores = np.stack([random(s) for s in range(4)]).round(1)[: 4 if scores_vary else 1]
     k = np.array([1, 20, D, 0])[: 4 if k_varies else 1]
     specs = [jax.P("d") if v else jax.P() for v in (scores_vary, k_varies)]
     out = jax.P("d") if scores_vary or k_varies else jax.P()
-    local = lambda s, k: top_k(s[0], k[0])[None]
+    local = lambda s, k: top_k(s[0], k[0], method=method)[None]
     spread = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=tuple(specs), out_specs=out))
     got = spread(jnp.asarray(scores), jnp.asarray(k))
     want = [expected(scores[i % len(scores)], k[i % len(k)]) for i in range(len(got))]

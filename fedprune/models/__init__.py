@@ -3,5 +3,6 @@
 from fedprune.models.layers import from_flax as from_flax
 from fedprune.models.networks import cnn as cnn
 from fedprune.models.networks import mlp as mlp
+from fedprune.models.precision import compute_in as compute_in
 from fedprune.models.resnet import resnet18 as resnet18
 from fedprune.models.signal import signal as signal

@@ -1,0 +1,39 @@
+"""What a result has to say about the machine, and the memory of processes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def facts() -> dict[str, object]:
+    """Processor and cores."""
+    return {"processor": processor(), "cores": len(os.sched_getaffinity(0))}
+
+
+def processor() -> str:
+    """The processor's name, where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "unknown"
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
+
+
+def peak_memory_mb(pid: int) -> float | None:
+    """The largest resident memory so far of a process and its descendants, added up; in MB.
+
+    Pages that processes share count once for each. None where Linux's /proc is missing.
+    """
+    status = Path(f"/proc/{pid}/status")
+    try:
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        children = [
+            int(child)
+            for thread in Path(f"/proc/{pid}/task").iterdir()
+            for child in (thread / "children").read_text().split()
+        ]
+    except (OSError, StopIteration):
+        return None
+    own = int(line.split()[1]) * 1024 / 1e6
+    return round(own + sum(peak_memory_mb(child) or 0.0 for child in children), 1)

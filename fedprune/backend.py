@@ -1,0 +1,62 @@
+"""What has to be set before JAX starts: virtual CPU devices and the compilation cache.
+
+The launcher and the benchmarks call ``configure``; whoever uses the package as a library may.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+MOST_CPU_DEVICES = 8
+
+
+def configure(devices: int = 0, cache: bool = True) -> None:
+    """Sets JAX up for simulations. Has no effect on a JAX that has touched a device already.
+
+    XLA kills a program in which one CPU device waits 40 seconds for another. A client's training
+    may well take longer, so the limit is raised, unless the user set it.
+
+    Args:
+      devices: virtual CPU devices, which accelerators ignore; 0: ``cpu_devices()``.
+      cache: keep compiled programs in ``cache_folder()``, unless JAX was given another place
+        (``JAX_COMPILATION_CACHE_DIR``). ``JAX_ENABLE_COMPILATION_CACHE=false`` turns it off.
+    """
+    limit = "--xla_cpu_collective_call_terminate_timeout_seconds=86400"
+    os.environ["XLA_FLAGS"] = f"{limit} {os.environ.get('XLA_FLAGS', '')}"
+    jax.config.update("jax_num_cpu_devices", devices or cpu_devices())
+    if cache and not jax.config.values.get("jax_compilation_cache_dir"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+
+
+def cpu_devices() -> int:
+    """One device for each core that this process may use, up to ``MOST_CPU_DEVICES``.
+
+    More devices than cores help nobody who trains with matrix products; see docs/performance.md.
+    """
+    return min(MOST_CPU_DEVICES, len(os.sched_getaffinity(0)))
+
+
+def cache_folder() -> Path:
+    """``fedprune/xla/PROCESSOR`` in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache).
+
+    Programs for a CPU contain instructions that another one may lack, and home folders are shared
+    between machines; so each kind of processor has a folder of its own.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "fedprune" / "xla" / _processor()
+
+
+def _processor() -> str:
+    """A name for the instructions that this machine's processor knows."""
+    known = f"{platform.system()} {platform.machine()} {platform.processor()}"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        wanted = ("model name", "flags", "Features", "CPU part")
+        known += "".join(sorted({line for line in lines if line.startswith(wanted)}))
+    return hashlib.sha256(known.encode()).hexdigest()[:16]
