@@ -144,7 +144,7 @@ def simulate(preset: Preset, seeds: int, rounds: int) -> Rounds:
         best = allocation.optimal(problem)
         found = {
             "optimal": (pruned, best),
-            "post_hoc": (pruned, allocation.post_hoc(problem)),
+            "post_hoc": (pruned, allocation.post_hoc(problem, best)),
             "literal": (pruned, allocation.equal(problem)),
             "unpruned": (dense, allocation.unpruned(problem)),
         }
