@@ -144,7 +144,7 @@ def simulate(preset: Preset, seeds: int, rounds: int) -> Rounds:
         best = allocation.optimal(problem)
         found = {
             "optimal": (pruned, best),
-            "post_hoc": (pruned, allocation.post_hoc(problem)),
+            "post_hoc": (pruned, allocation.post_hoc(problem, best)),
             "literal": (pruned, allocation.equal(problem)),
             "unpruned": (dense, allocation.unpruned(problem)),
         }
@@ -316,13 +316,14 @@ def _against_rate(axes) -> None:
     efficiency = np.geomspace(1, 64, 800)
     common = 8.0 * BANDWIDTH
     rate = jnp.full((efficiency.size, 5), common).at[:, 0].set(BANDWIDTH * efficiency)
+    solve = jax.jit(jax.vmap(allocation.optimal))
     for i, quotient in enumerate((0.02, 0.1, 0.3, 1.0, 10.0)):
         air = 32.0 * DENSE / common
         cycles = air / quotient * FREQUENCY / (10.0 * DENSE)
         work = resources.personalized(0, DENSE, 0.0, 10.0, cycles, 32.0)
         threshold = 0.6 * (air / quotient + 5 * air)
         problems = jax.vmap(lambda r, w=work, t=threshold: allocation.problem(w, FREQUENCY, r, t))
-        best = jax.jit(jax.vmap(allocation.optimal))(problems(rate))
+        best = solve(problems(rate))
         share, ratio = np.asarray(best.share[:, 0]), np.asarray(best.ratio[:, 0])
         inside = (ratio > 1e-4) & (ratio < 1 - 1e-4)
         falls = np.gradient(share) < 0

@@ -23,7 +23,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedprune.allocation.exact import optimal
+from fedprune.allocation.exact import least_threshold
 from fedprune.allocation.problem import Allocation, Problem, after, box, kept, terms
 
 
@@ -38,10 +38,9 @@ def equal(p: Problem, rho_max: jax.Array | float = 1.0) -> Allocation:
     return _given(p, share, jnp.clip(kept(p, share), floor, 1.0), floor)
 
 
-def post_hoc(p: Problem, rho_max: jax.Array | float = 1.0) -> Allocation:
-    """Equal shares, and the pruning that is optimal for optimal ones."""
-    keep = optimal(p, rho_max).keep
-    return _given(p, _equal_shares(p), keep, keep)
+def post_hoc(p: Problem, best: Allocation) -> Allocation:
+    """Equal shares, and the pruning that goes with the optimal ones, ``best``."""
+    return _given(p, _equal_shares(p), best.keep, best.keep)
 
 
 def unpruned(p: Problem) -> Allocation:
@@ -68,7 +67,7 @@ def closed_form(p: Problem) -> Allocation:
         share=share,
         keep=jnp.where(p.active, kept(p, share), 0.0),
         feasible=jnp.all((low <= share) & (share <= high)),
-        least=optimal(p).least,
+        least=least_threshold(p),
         price=1.0 / (s * s),
     )
 
