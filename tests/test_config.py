@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import ota_pruning
+from experiments import (
+    bearing,
+    hfl_adaptive,
+    hfl_pruning,
+    latency_tables,
+    ota_masks,
+    ota_pruning,
+    ota_uplinks,
+)
 from fedprune import build, data, link
 from fedprune import config as cfg
 
@@ -84,6 +92,18 @@ def test_bad_values_are_refused_in_one_line(case):
             {"mesh.devices": 6, "mesh.arms": 2, "mesh.reduction": "strict"},
             "mesh.lanes=8: must be a multiple of the 3 devices",
         ),
+        ({"uplink.min_holders": 21.0}, "uplink.min_holders=21.0: must be at most the cohort of 20"),
+        ({"pruning.schedule": "allocated"}, "pruning.schedule='allocated': must come with"),
+        ({"uplink.link": "ofdma"}, "uplink.fading='none': must be rayleigh"),
+        (
+            {"uplink.link": "orthogonal", "uplink.value_bits": 64},
+            "uplink.value_bits=64: must be at most 32",
+        ),
+        ({"edges.servers": 21}, "edges.servers=21: must be at most data.clients=20"),
+        (
+            {"edges.servers": 2, "edges.sizes": (10, 11)},
+            "edges.sizes=(10, 11): must be 2 numbers (edges.servers) that add up to",
+        ),
     ],
 )
 def test_fields_that_do_not_fit_together(values, names):
@@ -103,6 +123,30 @@ def test_unknown_paths_are_refused_and_the_original_is_untouched():
 def test_only_numbers_are_traced():
     for path in cfg.traced_paths(cfg.Config()):
         assert FIELDS[path].type in (float, int), path
+
+
+VARIANTS = [
+    (ota_pruning, ["fast", "fashion", "noniid", "snr", "paper"]),
+    (ota_masks, ["fast", "noniid"]),
+    (ota_uplinks, ["fast"]),
+    (bearing, ["fast"]),
+    (hfl_pruning, ["fast", "full", "paper"]),
+    (hfl_adaptive, ["fast", "full", "paper"]),
+    (latency_tables, ["all"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("module", "variant"), [(module, v) for module, variants in VARIANTS for v in variants]
+)
+def test_every_variant_is_valid(module, variant):
+    """With all of its arms; a variant that does not exist is refused with those that do."""
+    config = module.get_config(variant)
+    assert (config.experiment, config.variant) == (module.__name__, variant)
+    for arm in module.arms(config):
+        cfg.validate(cfg.override(config, arm.overrides))
+    with pytest.raises(cfg.ConfigError, match=f"variant 'huge' .* must be .*{variant}"):
+        module.get_config("huge")
 
 
 def test_arms_of_the_experiment():
