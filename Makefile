@@ -5,13 +5,24 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKDIR ?= runs/ota_pruning_fast
 
-.PHONY: run test lint clean
+.PHONY: run test test-tfds lint clean
 
 run: $(STAMP)
 	$(BIN)/python -m launch.main --config=experiments/ota_pruning.py:fast --workdir=$(WORKDIR)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
+
+# The readers of TensorFlow Datasets' files, with that library in an environment of its own.
+test-tfds: $(VENV)-tfds/.installed
+	$(VENV)-tfds/bin/python -m pytest tests/test_tfds.py
+
+$(VENV)-tfds/.installed: pyproject.toml constraints.txt
+	test -x $(VENV)-tfds/bin/python || $(PYTHON) -m venv $(VENV)-tfds
+	$(VENV)-tfds/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(VENV)-tfds/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -e '.[tfds]' pytest hypothesis pytest-xdist
+	touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -25,4 +36,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-tfds build dist .pytest_cache .mypy_cache .ruff_cache

@@ -16,7 +16,7 @@ from fedprune.types import Air, Cost, Key, Mask, Params, Total, Trained, Uplink
 SCHEMES: dict[str, Callable[[Problem, jax.Array | float], Allocation]] = {
     "optimal": allocation.optimal,
     "equal": allocation.equal,
-    "post_hoc": allocation.post_hoc,
+    "post_hoc": lambda p, rho_max: allocation.post_hoc(p, allocation.optimal(p, rho_max)),
     "unpruned": lambda p, rho_max: allocation.unpruned(p),
 }
 
