@@ -119,8 +119,16 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
         held, found = rp.judge(accuracy[0] - accuracy[1], above)
         verdicts.append(rp.Verdict(identity, "P0 II-III", text, held, f"{found} points"))
     (folder / "figures").mkdir(exist_ok=True)
-    sent = {name: name for name in ARMS if "exact" not in name}
-    rp.cost_figure(folder / "figures" / "masks", rows, sent, "channel_uses", "channel uses so far")
+    points = {
+        name: (
+            rp.arm_summary(rows, name)["channel_uses"],
+            100 * rp.final(rows, name, "test_accuracy"),
+        )
+        for name in ARMS
+        if "exact" not in name
+    }
+    ylabel = "final test accuracy (%)"
+    rp.tradeoff_figure(folder / "figures" / "masks", points, "channel uses of the run", ylabel)
     tables = {
         "Final accuracy and what the whole run used, means over seeds": rp.table(header, body)
     }

@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy import stats
 
 from fedprune.writer import Row, write_json
@@ -310,9 +310,49 @@ def cost_figure(
                 total, mean - half, mean + half, color=line["color"], alpha=0.10, lw=0
             )
         axes.set(xlabel=xlabel, ylabel="test accuracy (%)", xscale="log", ylim=(20, 90))
+        _label_decades(axes)
         axes.grid(alpha=0.25, lw=0.6)
         figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8)
         save(figure, path)
+
+
+def tradeoff_figure(
+    path: Path,
+    points: Mapping[str, tuple[float, Sequence[float] | np.ndarray]],
+    xlabel: str,
+    ylabel: str,
+) -> None:
+    """One point for each arm: what it spent, and what it reached, with 95 % intervals.
+
+    Args:
+      path: without suffix; a PNG and an SVG are written.
+      points: label -> (what was spent, above 0; results of the seeds).
+      xlabel: below the axes, which are logarithmic.
+      ylabel: beside them.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(5.0, 3.6), layout="constrained")
+        colours = plt.get_cmap("viridis")(np.linspace(0.0, 0.9, len(points)))
+        spent = [x for x, _ in points.values()]
+        for i, (label, (x, values)) in enumerate(points.items()):
+            mean, half = interval(values)
+            # Arms that spent the same would hide one another.
+            shift = 1.0 + 0.05 * spent[:i].count(x)
+            style: Any = {"fmt": "os^Dvp"[i % 6], "ms": 6, "capsize": 3, "lw": 1.2}
+            axes.errorbar(x * shift, mean, half, label=label, color=colours[i], **style)
+        axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
+        _label_decades(axes)
+        axes.grid(alpha=0.25, lw=0.6)
+        figure.legend(frameon=False, loc="outside right upper", fontsize=8)
+        save(figure, path)
+
+
+def _label_decades(axes: Any) -> None:
+    """Labels on a logarithmic axis that do not overlap, whatever its range is."""
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 30 * low else (1.0,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e+0", "e")))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Any, path: Path) -> None:
