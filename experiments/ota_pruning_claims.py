@@ -49,7 +49,7 @@ class Condition(NamedTuple):
 
 def accuracy(rows: Sequence[Row], condition: Condition) -> np.ndarray:
     """Final accuracy of every seed in percent."""
-    return 100 * rp.final(rows, condition.name(), "testaccuracy")
+    return 100 * rp.final(rows, condition.name(), "test_accuracy")
 
 
 class Rule(NamedTuple):
