@@ -150,7 +150,7 @@ def test_profile(tmp_path):
     """A table of stages and a trace, and no run."""
     result = launch(CONFIG, *SMALL, f"--workdir={tmp_path}", "--profile")
     assert result.returncode == 0, result.stderr
-    rows = re.findall(r"^\| (\S.*?) +\| +([\d.]+) +\| +([\d.]+)% \|$", result.stdout, re.M)
+    rows = re.findall(r"^\| (\S.*?) +\| +([\d.]+) +\| +([\d.]+)% +\|$", result.stdout, re.M)
     stages = {name: float(share) for name, _, share in rows}
     assert {"local training", "uplink", "evaluation"} <= set(stages)
     assert 99 < sum(stages.values()) < 101

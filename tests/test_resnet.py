@@ -274,7 +274,7 @@ def test_local_training_only_averages_statistics():
         steps=1,
         prox=10.0,
     )
-    moved, _ = jax.jit(fast)(key, jnp.int32(0), params, None, client)
+    moved = jax.jit(fast)(key, jnp.int32(0), params, None, client).delta
     draw = jax.random.randint(fp.rng.stream(key, "batch", 0), (6,), 0, client.size)
     expected = train(params, client.take(draw)[0])[1]
     for name, v in names(moved, "statistics").items():
