@@ -16,7 +16,8 @@ the share 0, 30, 50, 70, 90 % is pruned. The global model is evaluated dense, as
 
 P2's Table II gives a learning rate of 0.001 and no optimizer. Plain SGD at 0.001 hardly trains in
 the stated number of rounds (the literal reading, variant ``paper``), so ``fast`` and ``full`` use
-SGD with momentum 0.9 at 0.05, chosen on the unpruned network with seed 0.
+plain SGD at 0.2. Of SGD at 0.05, 0.1 and 0.2, momentum at 0.003, 0.01 and 0.02, and Adam at 0.001 and
+0.003 it was the best on the unpruned network of ``fast`` with seed 0 (75 % after the last round).
 
 Fixed before any result was seen: accuracies after the last round, paired by seed, 95 % Student
 intervals. Accuracy falls with the ratio ("held" if the difference lies above 0): 0 above 50 %, 0
@@ -47,7 +48,7 @@ def setting(config: Config, variant: str) -> None:
     """
     config.data.clients, config.edges.servers, config.cohort.weighting = 25, 5, "plain"
     config.model.filters, config.model.kernel, config.model.hidden = (32, 64), 3, (8,)
-    config.local.optimizer, config.local.lr = "momentum", 0.05
+    config.local.optimizer, config.local.lr = "sgd", 0.2
     config.pruning.scope, config.pruning.layers, config.pruning.rewind = "own", "dense", "yes"
     config.pruning.importance, config.pruning.warm_up = "change", 1
     config.uplink.link, config.uplink.division = "ideal", "holders"
@@ -60,7 +61,7 @@ def setting(config: Config, variant: str) -> None:
         config.edges.rounds, config.local.steps, config.local.batch = 5, 10, 32
         config.run.rounds, config.run.save_every = 10, 1
         if variant == "paper":
-            config.local.optimizer, config.local.lr, config.local.batch = "sgd", 0.001, 128
+            config.local.lr, config.local.batch = 0.001, 128
             config.run.rounds, config.run.seeds = 100, 1
     else:
         raise ConfigError(
