@@ -16,8 +16,9 @@ the share 0, 30, 50, 70, 90 % is pruned. The global model is evaluated dense, as
 
 P2's Table II gives a learning rate of 0.001 and no optimizer. Plain SGD at 0.001 hardly trains in
 the stated number of rounds (the literal reading, variant ``paper``), so ``fast`` and ``full`` use
-plain SGD at 0.2. Of SGD at 0.05, 0.1 and 0.2, momentum at 0.003, 0.01 and 0.02, and Adam at 0.001 and
-0.003 it was the best on the unpruned network of ``fast`` with seed 0 (75 % after the last round).
+plain SGD at 0.2. Of SGD at 0.05, 0.1 and 0.2, momentum at 0.003, 0.01 and 0.02, and Adam at 0.001
+and 0.003 it was the best on the unpruned network of ``fast`` with seed 0 (75 % after the last
+round).
 
 Fixed before any result was seen: accuracies after the last round, paired by seed, 95 % Student
 intervals. Accuracy falls with the ratio ("held" if the difference lies above 0): 0 above 50 %, 0
