@@ -194,9 +194,12 @@ def uplink(c: cfg.Config, network: Model) -> Uplink:
     values = _ofdma(c, network, tiers) if u.link == "ofdma" else UPLINKS[u.link](u)
     if u.division == "all":
         return values
-    masks = values if u.link == "over_the_air" else link.ideal()
-    cohort = (c.cohort.size or c.data.clients) / (tiers.servers if tiers else 1)
-    return link.holders(values, masks, u.min_holders / cohort)
+    exact = u.link != "over_the_air"
+    largest = c.data.clients if tiers is None else int(np.bincount(np.asarray(tiers.of)).max())
+    least: Any = u.min_holders * c.data.clients / ((c.cohort.size or c.data.clients) * largest)
+    if exact:  # whoever holds it counts, however few examples the client has
+        least = jnp.where(u.min_holders <= 1, 1e-9, least)
+    return link.holders(values, link.ideal() if exact else values, least)
 
 
 def _ofdma(c: cfg.Config, network: Model, tiers: rounds.Edges | None) -> Uplink:

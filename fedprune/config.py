@@ -214,7 +214,11 @@ class Uplink:
         choices=("all", "holders"),
     )
     min_holders: float = spec(
-        0.5, "fewest holders, in clients of mean weight (holders)", above=0, traced=True
+        0.5,
+        "fewest holders, in clients of mean weight at the largest server (holders); up to 1,"
+        " anybody counts over links without noise",
+        above=0,
+        traced=True,
     )
     power: float = spec(1.0, "power budget of a client in W", above=0, traced=True)
     bandwidth: float = spec(1e6, "channel uses a second", above=0, traced=True)
@@ -480,10 +484,16 @@ def _validate_together(c: Config) -> None:
         f"edges.sizes={c.edges.sizes!r}: must be {c.edges.servers} numbers (edges.servers) that add"
         f" up to data.clients={c.data.clients}",
     )
-    cohort = c.cohort.size or c.data.clients
+    require(
+        not c.edges.servers or u.link != "over_the_air" or u.antennas == 1,
+        f"uplink.antennas={u.antennas}: must be 1 for edges.servers={c.edges.servers} over the air,"
+        " since combining is along the whole cohort's channels",
+    )
+    cohort = (c.cohort.size or c.data.clients) / max(1, c.edges.servers)
     require(
         u.min_holders <= cohort,
-        f"uplink.min_holders={u.min_holders}: must be at most the cohort of {cohort} clients",
+        f"uplink.min_holders={u.min_holders}: must be at most {cohort:g}, the clients of a server"
+        " in a round",
     )
     require(
         u.nearest <= u.farthest,

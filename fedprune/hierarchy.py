@@ -54,8 +54,8 @@ def build(
 
     Edge servers may have any numbers of devices. One from whom nobody's update arrives keeps its
     model in that edge round, and counts in the cloud's mean if it heard anybody in any of them.
-    Edge round e of cloud round t has the number t E + e in the addresses of its random numbers and
-    for the ``t`` of local training.
+    Edge round e of cloud round t has the number t E + e in the addresses of its random numbers.
+    Local training is told t, so schedules and decays count cloud rounds.
 
     Args:
       local: trains one device.
@@ -72,7 +72,8 @@ def build(
     Returns:
       A round whose info adds up channel uses, side information and energy; ``clients`` and
       ``excluded`` count updates over all edge rounds. ``seconds`` is the slowest edge server's sum
-      over its edge rounds, plus the cloud link's; ``noise_variance`` the mean over edge servers.
+      over its edge rounds, plus the cloud link's. ``noise_variance`` is that of the global update:
+      edge rounds and servers add up, and the mean over servers divides.
 
     Raises:
       ValueError: edge_rounds below 1, or an unknown weighting.
@@ -87,11 +88,11 @@ def build(
     def init(params: Params) -> State:
         return rounds.initial(params, pruner, server)
 
-    def edge_round(key: Key, u, models: Params, mask: Mask, clients: Clients):
+    def edge_round(key: Key, t, u, models: Params, mask: Mask, clients: Clients):
         """Edge models after one edge round; every server's cost and tally, each [G]; mean ratio."""
         ids = participation.select(rng.stream(key, "cohort", u))
         air = uplink.prepare(key, u, ids)
-        total = cohort(key, u, models, mask, clients, ids, air)
+        total = cohort(key, t, u, models, mask, clients, ids, air)
 
         def finish(edge: tuple[jax.Array, Total]) -> tuple[Params, Cost]:
             g, total = edge
@@ -121,7 +122,7 @@ def build(
         total = Total(
             jax.tree.map(lambda v: v.sum(0), parts.sum), jax.tree.map(lambda v: v.max(0), parts.max)
         )
-        return cloud.finish(rng.stream(key, "cloud", t), air, total, mask)
+        return *cloud.finish(rng.stream(key, "cloud", t), air, total, mask), air.active
 
     def step(key: Key, state: State, clients: Clients) -> tuple[State, RoundInfo]:
         t = state.round
@@ -130,19 +131,21 @@ def build(
         copies = jax.tree.map(lambda w: jnp.broadcast_to(w, (edges.servers, *w.shape)), start)
 
         def one(models: Params, e: jax.Array):
-            return edge_round(key, t * edge_rounds + e, models, shared_mask, clients)
+            return edge_round(key, t, t * edge_rounds + e, models, shared_mask, clients)
 
         models, (costs, tallies, ratios) = lax.scan(one, copies, jnp.arange(edge_rounds))
         heard = tallies.clients.sum(0) > 0
         weight = jnp.where(heard, tallies.weight.sum(0) if weighting == "examples" else 1.0, 0.0)
         change = jax.tree.map(jnp.subtract, models, copies)
-        update, cloud_cost = to_cloud(key, t, change, shared_mask, weight)
+        update, cloud_cost, arrives = to_cloud(key, t, change, shared_mask, weight)
         params, server_state = server.update(state.server, state.params, update)
+        weight = jnp.where(arrives, weight, 0.0)
         params, server_state = tree.where(
-            heard.any(), (params, server_state), (state.params, state.server)
+            (weight > 0).any(), (params, server_state), (state.params, state.server)
         )
         if pruner is not None and pruner.scope == "server":
             params = tree.apply_mask(mask, params)
+        share = weight / jnp.maximum(weight.sum(), 1e-30)
         cost = jax.tree.map(lambda c, v: c.sum().astype(v.dtype) + v, costs, cloud_cost)
         info = RoundInfo(
             train_loss=tallies.loss.sum() / tallies.weight.sum(),
@@ -152,7 +155,8 @@ def build(
             ratio=ratios.mean(),
             cost=cost._replace(
                 seconds=costs.seconds.sum(0).max() + cloud_cost.seconds,
-                noise_variance=costs.noise_variance.mean() + cloud_cost.noise_variance,
+                noise_variance=jnp.sum(jnp.square(share) * costs.noise_variance.sum(0))
+                + cloud_cost.noise_variance,
             ),
         )
         return State(t + 1, params, mask, pruner_state, server_state), info

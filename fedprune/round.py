@@ -55,7 +55,7 @@ class RoundInfo(NamedTuple):
     """What one round reports; every field is a scalar."""
 
     train_loss: jax.Array
-    """mean local loss over the clients that counted, weighted by D_k; NaN if nobody did"""
+    """mean local loss over the clients that counted, weighted like updates; NaN if nobody did"""
     clients: jax.Array
     """int32, clients whose update counted"""
     excluded: jax.Array
@@ -134,7 +134,7 @@ def build(
         broadcast = tree.apply_mask(shared_mask, state.params)
         ids = participation.select(rng.stream(key, "cohort", t))
         air = uplink.prepare(key, t, ids)
-        total = cohort(key, t, broadcast, shared_mask, clients, ids, air)
+        total = cohort(key, t, t, broadcast, shared_mask, clients, ids, air)
         received, tally = total.sum
         update, cost = uplink.finish(
             rng.stream(key, "uplink", t), air, Total(received, total.max), shared_mask
@@ -161,8 +161,9 @@ def build(
 # What flat and hierarchical rounds share -----
 
 Cohort = Callable[..., Total]
-"""(key, t, models, mask, clients, ids [S], air) -> total over the cohort, whose sum is (what the
-uplink adds up, Tally)"""
+"""(key, t, u, models, mask, clients, ids [S], air) -> total over the cohort, whose sum is (what the
+uplink adds up, Tally). t is the round that local training is told, u the number in the addresses of
+its random numbers: the same, except with edge rounds."""
 
 
 def initial(params: Params, pruner: Pruner | None, server: Server) -> State:
@@ -202,12 +203,12 @@ def trainer(
         raise ValueError(f"weighting={weighting!r} is not one of {WEIGHTINGS}")
 
     def contribution(shared, position: jax.Array) -> Total:
-        models, mask, clients, edge_of, ids, air, key, t = shared
+        models, mask, clients, edge_of, ids, air, key, t, u = shared
         k = ids[position]
         here: Air = jax.tree.map(lambda leaf: leaf[position], air)
         client = clients.client(k)._replace(ratio=here.ratio)
         received = models if edges is None else jax.tree.map(lambda m: m[edge_of[k]], models)
-        trained = local(rng.stream(key, "local", t, k), t, received, mask, client)
+        trained = local(rng.stream(key, "local", u, k), t, received, mask, client)
         size = client.size.astype(jnp.float32)
         one, none = jnp.ones_like(size), jnp.zeros_like(size)
         weight = size if weighting == "examples" else one
@@ -221,9 +222,11 @@ def trainer(
         part = Total((signal, tally._replace(excluded=excluded)), part.max)
         return part if edges is None else _placed(part, edge_of[k], edges.servers)
 
-    def cohort(key: Key, t, models: Params, mask: Mask, clients: Clients, ids, air: Air) -> Total:
+    def cohort(
+        key: Key, t, u, models: Params, mask: Mask, clients: Clients, ids, air: Air
+    ) -> Total:
         edge_of = None if edges is None else edges.of
-        shared = (models, mask, clients, edge_of, ids, air, key, t)
+        shared = (models, mask, clients, edge_of, ids, air, key, t, u)
         return mesh.accumulate(contribution, shared, ids.shape[0], layout)
 
     return cohort

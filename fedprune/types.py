@@ -154,9 +154,9 @@ class Cost(NamedTuple):
     noise_variance: jax.Array
     """[] float32, receiver noise variance per received weight of the mean update"""
     seconds: jax.Array
-    """[] float32, time on the air"""
+    """[] float32, time on the air; with ``link.ofdma``, computing included"""
     energy: jax.Array
-    """[] float32, joules that all clients together sent"""
+    """[] float32, joules that all clients together sent; with ``link.ofdma``, computing included"""
 
 
 class Uplink(NamedTuple):

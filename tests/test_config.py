@@ -92,7 +92,11 @@ def test_bad_values_are_refused_in_one_line(case):
             {"mesh.devices": 6, "mesh.arms": 2, "mesh.reduction": "strict"},
             "mesh.lanes=8: must be a multiple of the 3 devices",
         ),
-        ({"uplink.min_holders": 21.0}, "uplink.min_holders=21.0: must be at most the cohort of 20"),
+        ({"uplink.min_holders": 21.0}, "uplink.min_holders=21.0: must be at most 20, the clients"),
+        (
+            {"edges.servers": 2, "uplink.fading": "rayleigh", "uplink.antennas": 2},
+            "uplink.antennas=2: must be 1 for edges.servers=2 over the air",
+        ),
         ({"pruning.schedule": "allocated"}, "pruning.schedule='allocated': must come with"),
         ({"uplink.link": "ofdma"}, "uplink.fading='none': must be rayleigh"),
         (

@@ -33,10 +33,14 @@ def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
     pure noise divided by at least ``least``, with probability Phi(-least / sqrt(v)). Over exact
     links this is P2 (12), with "nobody holds it" read as "no change" (the previous value is kept).
 
-    Over the air every transmission takes all d weights of the round's mask, since nobody knows who
-    holds which: masks of the clients' own save no channel use there, and counting them doubles the
-    bill. Both transmissions are billed. ``Cost.noise_variance`` is the mean over the weights that
-    pass of (v_a + estimate_j^2 v_b) / z_j^2.
+    With "receiver" normalisation at SNR g, v = mean(c^2) / g, which may be far above (0.5 / S)^2:
+    then only a ``least`` of some sqrt(v) keeps out weights that nobody holds, and rarely held ones
+    with them.
+
+    Over the air every transmission takes all d weights of the round's mask, since the server does
+    not know who holds which: masks of the clients' own save no channel use there, and counting them
+    doubles the bill. Both transmissions are billed. ``Cost.noise_variance`` is the mean over the
+    weights that pass of (v_a + estimate_j^2 v_b) / z_j^2.
 
     Args:
       values: carries the updates.
@@ -45,7 +49,7 @@ def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
       least: smallest share of the cohort's weight, above 0: the minimum-holder rule. 0.5 / S asks
         for half a client of mean weight, the midpoint between none and one.
 
-    Source: P2 (12); for the counts over the air, spec of P0's superposition with different masks.
+    Source: P2 (12); counting over the air is our extension of P0's superposition.
     """
 
     def prepare(root: Key, t: jax.Array, ids: jax.Array) -> Air:

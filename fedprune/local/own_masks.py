@@ -25,8 +25,13 @@ def change(received: Params, warmed: Params) -> PyTree:
 
 
 def allocated(t: jax.Array, client: Client) -> jax.Array:
-    """The pruning ratio that the client was told with its channel (P2, P4)."""
-    assert client.ratio is not None, "the uplink allocates no pruning ratios"
+    """The pruning ratio that the client was told with its channel (P2, P4).
+
+    Raises:
+      ValueError: the uplink allocates none.
+    """
+    if client.ratio is None:
+        raise ValueError("local.allocated: the uplink allocates no pruning ratios")
     return client.ratio
 
 
@@ -46,6 +51,9 @@ def own_masks(
     for one client k that received w and prunes the share s. Clients have seen different examples,
     so their masks differ.
 
+    The optimizer starts afresh after the warm-up, FedProx pulls ``train`` towards its own start,
+    and the reported loss is that of ``train``.
+
     Args:
       warm_up: the first steps, on the dense model that was received.
       train: the other steps; it starts with an optimizer of its own.
@@ -62,6 +70,8 @@ def own_masks(
         first = warm_up(rng.stream(key, "warm_up"), t, params, mask, client)
         warmed = jax.tree.map(jnp.add, params, first.delta)
         held = select(importance(params, warmed), sparsity(t, client))
+        if mask is not None:
+            held = jax.tree.map(jnp.logical_and, held, mask)
         start = tree.apply_mask(held, params if rewind else warmed)
         trained = train(key, t, start, held, client)
         delta = jax.tree.map(lambda s, d, w: s + d - w, start, trained.delta, params)
