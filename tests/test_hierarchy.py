@@ -203,21 +203,40 @@ def test_a_server_that_hears_nobody_keeps_its_model():
     assert distance(found.params, expected.params) < 1e-6
 
 
-def test_noise_of_the_cloud_link():
-    """Variance of what a noisy cloud link adds, against its own report."""
-    tiers, layout, clients = edges(3, 3), fp.mesh.make(clients=2), federation(6)
+@pytest.mark.parametrize("noisy", ["cloud", "uplink"])
+@pytest.mark.parametrize("weighting", ["plain", "examples"])
+def test_noise_of_either_link(noisy, weighting):
+    """Variance of what a noisy link adds to the global model, against the report."""
+    tiers, layout, clients = edges(4, 2), fp.mesh.make(clients=2), federation(6)
 
-    def final(cloud):
-        algo = build(layout, tiers, 1, 6, cloud=cloud)
+    def final(**changed):
+        algo = build(layout, tiers, 1, 6, weighting=weighting, **changed)
         state, info, _ = fp.run.simulate(algo, MODEL, clients, clients, 1)
         return np.concatenate([v.ravel() for v in leaves(state.params)]), info
 
-    exact, _ = final(link.ideal())
-    noisy, info = final(link.over_the_air(5.0, "common"))
-    error, variance = noisy - exact, float(info.cost.noise_variance[0])
+    exact, _ = final()
+    found, info = final(**{noisy: link.over_the_air(5.0, "common")})
+    error, variance = found - exact, float(info.cost.noise_variance[0])
     assert abs(error.mean()) < 5 * np.sqrt(variance / error.size)
     assert abs(error.var() - variance) < 5 * variance * np.sqrt(2 / error.size)
-    assert float(info.cost.channel_uses[0]) == (error.size + 1) // 2
+    sends = 1 if noisy == "cloud" else 2
+    assert float(info.cost.channel_uses[0]) == sends * ((error.size + 1) // 2)
+
+
+def test_schedules_count_cloud_rounds():
+    """A learning rate that falls to zero after round 0 lets all of its edge rounds train."""
+    clients, layout = federation(6), fp.mesh.make(clients=2)
+    stops = local.sgd(
+        MODEL, optax.sgd(LR), batch=BATCH, steps=STEPS, decay=lambda t: jnp.where(t < 1, 1.0, 0.0)
+    )
+
+    def final(train, rounds):
+        algo = build(layout, edges(3, 3), 3, 6, local=train)
+        return fp.run.simulate(algo, MODEL, clients, clients, rounds)[0].params
+
+    one = final(sgd(), 1)
+    assert same(final(stops, 1), one)
+    assert distance(final(stops, 2), one) < 1e-6
 
 
 def test_refuses():
