@@ -18,7 +18,7 @@ devices' channels and divides its 20 MHz and their pruning ratios such that all 
   non-iid      optimal, with Dirichlet(0.3) clients
 
 The setting is near ``interior`` of ``latency_tables``: slow processors (100 cycles a weight and
-step) at 46 to 57 m, so that pruning ratios lie inside their limits, at most 95 %. (P2 states neither
+step) at 46 to 57 m, so that pruning ratios lie inside their limits, at most 95 %. (P2 has neither
 distances nor cycles; with those that fit its Table III the optimum gives some devices everything
 and prunes others altogether, which says little about learning.) The flat baseline stands at 583 to
 767 m. The warm-up step is billed. Variants as in ``hfl_pruning``; ``fast`` takes about 10 minutes
