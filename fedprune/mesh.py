@@ -121,17 +121,22 @@ def finished(compiled: Any, layout: Layout) -> Any:
     its results can take all threads of the pool on one device and wait there for the other devices,
     which then never get a thread: XLA kills the process after 40 seconds (seen with JAX 0.10).
     """
-    platform = layout.mesh.devices.flat[0].platform
-    if platform != "cpu" or layout.mesh.size == 1:
+    if not _shares_threads(layout):
         return compiled
     return Compiled(lambda *args: jax.block_until_ready(compiled(*args)), compiled.lower)
+
+
+def _shares_threads(layout: Layout) -> bool:
+    """Several CPU devices have one pool of threads."""
+    return layout.mesh.devices.flat[0].platform == "cpu" and layout.mesh.size > 1
 
 
 def placed(compiled: Any, layout: Layout, per_arm: tuple[bool, ...]) -> Compiled:
     """``compiled``, with every argument brought to where it belongs before.
 
     Left to JAX, a program is compiled a second time when it gets its own results, which lie on the
-    mesh, where fresh arrays were before.
+    mesh, where fresh arrays were before. On several CPU devices the copies have arrived before the
+    program starts, for the reason given in ``finished``.
 
     Args:
       compiled: takes positional pytrees.
@@ -139,10 +144,12 @@ def placed(compiled: Any, layout: Layout, per_arm: tuple[bool, ...]) -> Compiled
       per_arm: for every argument, does its leading axis count arms?
     """
     where = tuple(layout.per_arm() if arms else layout.replicated() for arms in per_arm)
-    return Compiled(
-        lambda *args: compiled(*jax.device_put(args, where)),
-        lambda *args: compiled.lower(*jax.device_put(args, where)),
-    )
+
+    def put(args: tuple[Any, ...]) -> tuple[Any, ...]:
+        there = jax.device_put(args, where)
+        return jax.block_until_ready(there) if _shares_threads(layout) else there
+
+    return Compiled(lambda *args: compiled(*put(args)), lambda *args: compiled.lower(*put(args)))
 
 
 class Compiled:

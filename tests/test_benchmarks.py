@@ -18,12 +18,18 @@ from benchmarks.workloads import LAYERS, NAMES, WORKLOADS, images, workload
 ROOT = Path(__file__).parents[1]
 
 
+def is_program(value) -> bool:
+    """Whether a parameter is a jaxpr, closed or open."""
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+
+
 def products(jaxpr) -> list[int]:
     """Multiply-adds of every product and convolution of a jaxpr, from the shapes alone."""
     found = []
     for eqn in jaxpr.eqns:
-        for inner in jax.core.jaxprs_in_params(eqn.params):
-            found += products(inner)
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_program):
+            if is_program(inner):
+                found += products(getattr(inner, "jaxpr", inner))
         out = eqn.outvars[0].aval
         if eqn.primitive.name == "dot_general":
             ((contracted, _), _) = eqn.params["dimension_numbers"]
