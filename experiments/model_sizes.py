@@ -48,11 +48,11 @@ def megabytes(seed: int = 0) -> dict[str, dict[float, float]]:
     params = payload.kernels(models.resnet18().init(jax.random.key(seed)))[0]
 
     @jax.jit
-    def mask(ratio):
+    def mask(params, ratio):  # an argument: as a constant it would be folded, slowly
         pruner = prune.scheduled(prune.constant(ratio), scope="client")
         return pruner.update(pruner.init(params), params, jnp.int32(0))[0]
 
-    masks = {ratio: mask(jnp.float32(ratio)) if ratio else None for ratio in PAPER}
+    masks = {ratio: mask(params, jnp.float32(ratio)) if ratio else None for ratio in PAPER}
     found = payload.table(params, masks)
     for name, (encoding, bits) in FILES.items():
         found[name] = {
