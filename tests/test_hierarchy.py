@@ -235,8 +235,8 @@ def test_schedules_count_cloud_rounds():
         return fp.run.simulate(algo, MODEL, clients, clients, rounds)[0].params
 
     one = final(sgd(), 1)
-    assert same(final(stops, 1), one)
-    assert distance(final(stops, 2), one) < 1e-6
+    for rounds in (1, 2):  # programs with and without a factor round differently
+        assert distance(final(stops, rounds), one) < 1e-6
 
 
 def test_refuses():
