@@ -10,13 +10,11 @@ against a program of one arm, per arm. Prints one JSON line.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import jax
@@ -105,9 +103,7 @@ def main(_) -> None:
         "versions": {"jax": jax.__version__},
         **machine.facts(),
     }
-    print(json.dumps(row))
-    if OUT.value:
-        Path(OUT.value).write_text(json.dumps(row) + "\n")
+    machine.publish([row], OUT.value)
 
 
 if __name__ == "__main__":

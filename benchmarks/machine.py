@@ -1,14 +1,24 @@
-"""What a result has to say about the machine, and the memory of processes."""
+"""What a result has to say about the machine, where it goes, and the memory of processes."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 
 def facts() -> dict[str, object]:
     """Processor and cores."""
     return {"processor": processor(), "cores": len(os.sched_getaffinity(0))}
+
+
+def publish(rows: Sequence[dict], out: str) -> None:
+    """Prints a JSON line a row, and writes the lines to the file ``out`` unless that is empty."""
+    lines = "\n".join(map(json.dumps, rows))
+    print(lines)
+    if out:
+        Path(out).write_text(lines + "\n")
 
 
 def processor() -> str:

@@ -10,11 +10,9 @@ away. In one process: the forms of a convolution and of pooling under ``vmap`` o
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import jax
@@ -138,10 +136,7 @@ def main(_) -> None:
     for workload in ("W1", "W3"):
         rows += engine(workload + suffix, turns)
     facts = {"versions": {"jax": jax.__version__}, **machine.facts()}
-    lines = "\n".join(json.dumps({**row, **facts}) for row in rows)
-    print(lines)
-    if run.OUT.value:
-        Path(run.OUT.value).write_text(lines + "\n")
+    machine.publish([{**row, **facts} for row in rows], run.OUT.value)
 
 
 if __name__ == "__main__":

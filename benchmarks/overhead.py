@@ -9,7 +9,6 @@ everything, by stage. Prints a JSON line for each.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -88,10 +87,7 @@ def main(_) -> None:
         {"stage": name, "seconds": round(s, 4), "percent": round(100 * s / total, 2), **facts}
         for name, s in seconds.items()
     ]
-    lines = "\n".join(map(json.dumps, rows))
-    print(lines)
-    if OUT.value:
-        Path(OUT.value).write_text(lines + "\n")
+    machine.publish(rows, OUT.value)
 
 
 if __name__ == "__main__":

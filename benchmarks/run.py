@@ -209,10 +209,8 @@ def main(_) -> None:
         sizes = [size for size in WORKLOADS if size.startswith(f"{WORKLOAD.value}_")]
         entries = [Entry("fedprune", size, *FRAMEWORKS["fedprune"]) for size in sizes]
     rows = compare(entries, TURNS.value or workload(entries[0].workload).turns, CREATE.value)
-    lines = "\n".join(map(json.dumps, rows))
-    print(lines)
+    machine.publish(rows, OUT.value)
     if OUT.value:
-        Path(OUT.value).write_text(lines + "\n")
         figure.draw(rows, Path(OUT.value).with_suffix(".svg"))
 
 

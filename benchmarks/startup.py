@@ -9,13 +9,11 @@ process with its imports and data.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import jax
 from absl import app, flags
@@ -50,7 +48,7 @@ def main(_) -> None:
     if CHILD.value:
         print(compile_seconds())
         return
-    lines = []
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for start in ("first", "second"):
             began = time.perf_counter()
@@ -68,10 +66,8 @@ def main(_) -> None:
                 "process_s": round(time.perf_counter() - began, 2),
                 "versions": {"jax": jax.__version__},
             }
-            lines.append(json.dumps({**row, **machine.facts()}))
-    print("\n".join(lines))
-    if OUT.value:
-        Path(OUT.value).write_text("\n".join(lines) + "\n")
+            rows.append({**row, **machine.facts()})
+    machine.publish(rows, OUT.value)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,9 @@ The ways take turns. Prints a JSON line each, and checks that all keep the same 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import jax
@@ -63,7 +61,7 @@ def main(_) -> None:
             began = time.perf_counter()
             run(scores).block_until_ready()
             times[name].append(time.perf_counter() - began)
-    lines = []
+    rows = []
     for name, values in times.items():
         row = {
             "way": name,
@@ -74,10 +72,8 @@ def main(_) -> None:
             "turns": len(values),
             "versions": {"jax": jax.__version__},
         }
-        lines.append(json.dumps({**row, **machine.facts()}))
-    print("\n".join(lines))
-    if OUT.value:
-        Path(OUT.value).write_text("\n".join(lines) + "\n")
+        rows.append({**row, **machine.facts()})
+    machine.publish(rows, OUT.value)
 
 
 if __name__ == "__main__":

@@ -188,9 +188,9 @@ def edges(c: cfg.Config) -> rounds.Edges | None:
     return rounds.Edges(jnp.asarray(np.repeat(np.arange(len(sizes)), sizes)), len(sizes))
 
 
-def uplink(c: cfg.Config, network: Model) -> Uplink:
+def uplink(c: cfg.Config, network: Model, tiers: rounds.Edges | None) -> Uplink:
     """How the updates of a cohort reach the server, or the edge servers."""
-    u, tiers = c.uplink, edges(c)
+    u = c.uplink
     values = _ofdma(c, network, tiers) if u.link == "ofdma" else UPLINKS[u.link](u)
     if u.division == "all":
         return values
@@ -210,16 +210,15 @@ def _ofdma(c: cfg.Config, network: Model, tiers: rounds.Edges | None) -> Uplink:
         [np.linspace(u.nearest, u.farthest, n) for n in np.bincount(server) if n]
     )
     shapes = jax.eval_shape(network.init, jax.random.key(0))
-    weights, prunable = (
-        sum(leaf.size for leaf, chosen in zip(*map(jax.tree.leaves, pair), strict=True) if chosen)
-        for pair in (
-            (shapes, tree.match_path(prune.kernels, shapes)),
-            (shapes, tree.match_path(PRUNABLE[p.layers], shapes)),
-        )
-    )
+
+    def weights(chosen: prune.Predicate) -> int:
+        counted = tree.match_path(chosen, shapes)
+        return sum(jax.tree.leaves(jax.tree.map(lambda s, c: s.size if c else 0, shapes, counted)))
+
+    prunable = weights(PRUNABLE[p.layers])
     pruned = p.schedule != "none"
     work = resources.hierarchical(
-        weights - prunable,
+        weights(prune.kernels) - prunable,
         prunable,
         c.local.steps,
         u.cycles,
@@ -246,17 +245,16 @@ def _ofdma(c: cfg.Config, network: Model, tiers: rounds.Edges | None) -> Uplink:
 def algorithm(config: cfg.Config, network: Model, layout: mesh.Layout) -> rounds.Round:
     """The federated round."""
     c = config
-    cohort = c.cohort.size or c.data.clients
+    cohort, tiers = c.cohort.size or c.data.clients, edges(c)
     stages: dict[str, Any] = {
         "local": local_update(c, network),
-        "uplink": uplink(c, network),
+        "uplink": uplink(c, network, tiers),
         "server": SERVERS[c.server.optimizer](c.server),
         "participation": server.uniform(c.data.clients, cohort),
         "pruner": pruner(c.pruning),
         "weighting": c.cohort.weighting,
         "layout": layout,
     }
-    tiers = edges(c)
     if tiers is None:
         return rounds.build(**stages)
     return hierarchy.build(**stages, cloud=link.ideal(), edges=tiers, edge_rounds=c.edges.rounds)

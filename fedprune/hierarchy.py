@@ -30,6 +30,7 @@ from fedprune.types import (
     Params,
     Participation,
     Pruner,
+    PyTree,
     Server,
     Total,
     Trained,
@@ -114,14 +115,11 @@ def build(
         """The cloud's estimate of the mean change, from changes [G, ...] and weights [G]."""
         air: Air = cloud.prepare(rng.stream(key, "cloud"), t, everyone)
 
-        def contribution(air: Air, change: Params, weight: jax.Array) -> Total:
-            part = cloud.encode(air.state, Trained(change, jnp.float32(0.0)), mask, weight)
-            return tree.where(air.active & (weight > 0), part, mesh.identity(part))
+        def encode(state: PyTree, change: Params, weight: jax.Array) -> Total:
+            return cloud.encode(state, Trained(change, jnp.float32(0.0)), mask, weight)
 
-        parts = jax.vmap(contribution)(air, change, weight)
-        total = Total(
-            jax.tree.map(lambda v: v.sum(0), parts.sum), jax.tree.map(lambda v: v.max(0), parts.max)
-        )
+        parts = jax.vmap(encode)(air.state, change, weight)
+        total = mesh.reduce(parts, air.active & (weight > 0))
         return *cloud.finish(rng.stream(key, "cloud", t), air, total, mask), air.active
 
     def step(key: Key, state: State, clients: Clients) -> tuple[State, RoundInfo]:

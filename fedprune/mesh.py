@@ -193,7 +193,7 @@ def accumulate(
             if layout.chunk == 1:
                 return _merge(total, contribution(shared, positions[0]))
             parts = jax.vmap(contribution, (None, 0))(shared, positions)
-            return _merge(total, _reduce(parts, zero, positions < size))
+            return _merge(total, reduce(parts, positions < size))
 
         def body(total: Total, step: jax.Array) -> tuple[Total, None]:
             if size % stride == 0:
@@ -229,18 +229,20 @@ def identity(like: Total) -> Total:
     )
 
 
-def _merge(a: Total, b: Total) -> Total:
-    return Total(jax.tree.map(jnp.add, a.sum, b.sum), jax.tree.map(jnp.maximum, a.max, b.max))
-
-
-def _reduce(parts: Total, zero: Total, valid: jax.Array) -> Total:
-    """Sum and maximum over a chunk's leading axis, without the positions that are not valid."""
+def reduce(parts: Total, counts: jax.Array) -> Total:
+    """Sum and maximum over the leading axis [n] of those parts for which ``counts`` [n] is True."""
     parts = jax.tree.map(
-        lambda p, z: jnp.where(valid.reshape((-1,) + (1,) * z.ndim), p, z), parts, zero
+        lambda p, z: jnp.where(counts.reshape((-1,) + (1,) * (p.ndim - 1)), p, z),
+        parts,
+        identity(parts),
     )
     return Total(
         jax.tree.map(lambda p: p.sum(0), parts.sum), jax.tree.map(lambda p: p.max(0), parts.max)
     )
+
+
+def _merge(a: Total, b: Total) -> Total:
+    return Total(jax.tree.map(jnp.add, a.sum, b.sum), jax.tree.map(jnp.maximum, a.max, b.max))
 
 
 def _pairwise_sum(values: jax.Array) -> jax.Array:

@@ -235,11 +235,8 @@ def trainer(
 def _placed(part: Total, edge: jax.Array, count: int) -> Total:
     """A contribution in its edge server's row of totals [G, ...], the identity in the others."""
 
-    def row(value: jax.Array, other: float) -> jax.Array:
-        mine = (jnp.arange(count) == edge).reshape((count,) + (1,) * value.ndim)
-        return jnp.where(mine, value[None], other)
+    def rows(mine: jax.Array, other: jax.Array) -> jax.Array:
+        here = (jnp.arange(count) == edge).reshape((count,) + (1,) * mine.ndim)
+        return jnp.where(here, mine[None], other[None])
 
-    return Total(
-        jax.tree.map(lambda v: row(v, 0.0), part.sum),
-        jax.tree.map(lambda v: row(v, -jnp.inf), part.max),
-    )
+    return jax.tree.map(rows, part, mesh.identity(part))

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedprune import allocation, resources, tree
+from fedprune import allocation, resources
 from fedprune.allocation import Allocation, Problem
-from fedprune.types import Air, Cost, Key, Mask, Params, Total, Trained, Uplink
+from fedprune.link.uplink import ideal
+from fedprune.types import Air, Cost, Key, Mask, Params, Total, Uplink
 
 SCHEMES: dict[str, Callable[[Problem, jax.Array | float], Allocation]] = {
     "optimal": allocation.optimal,
@@ -86,6 +87,8 @@ def ofdma(
     if scheme == "unpruned":
         work = work._replace(warm_cycles=0.0)  # no masks, so no steps to find them
 
+    exact = ideal()
+
     def prepare(root: Key, t: jax.Array, ids: jax.Array) -> Air:
         # Barriers: what is fused, and so rounded, must not depend on the number of devices, since
         # a last bit can decide how many weights are kept.
@@ -104,11 +107,8 @@ def ofdma(
         everybody = jnp.ones(ids.shape, bool)
         return lax.optimization_barrier(Air(everybody, everybody, device, found.ratio))
 
-    def encode(device: _Device, trained: Trained, mask: Mask, weight: jax.Array) -> Total:
-        return Total((tree.scale(weight, trained.delta), weight), ())
-
     def finish(key: Key, air: Air, total: Total, mask: Mask) -> tuple[Params, Cost]:
-        signal, weight = total.sum
+        mean, _ = exact.finish(key, air, total, mask)
         device: _Device = jax.tree.map(lambda v: jnp.where(air.sends, v, 0.0), air.state)
         cost = Cost(
             channel_uses=device.uses.sum(),
@@ -117,6 +117,6 @@ def ofdma(
             seconds=device.seconds.max(),
             energy=device.joules.sum(),
         )
-        return tree.mean(signal, weight), cost
+        return mean, cost
 
-    return Uplink(prepare, encode, finish)
+    return Uplink(prepare, exact.encode, finish)

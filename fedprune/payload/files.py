@@ -73,7 +73,7 @@ def to_bytes(params: Params, mask: Mask = None, encoding: str = "entropy", bits:
         width = bits if values.ndim >= 2 else 32
         data, scale = tensors.encode(values, kept, encoding, width)
         fields = (values.dtype, kept is not None, encoding, width, scale)
-        decoded = _decode(data, values.shape, *fields)
+        decoded = tensors.decode(data, values.shape, *fields)
         header.append(_describe(name, values.shape, fields, data, _checksum(*decoded)))
         parts.append(data)
     described = b"".join(header)
@@ -99,7 +99,7 @@ def from_bytes(data: bytes, like: Params | None = None, limit: int = LIMIT) -> t
     """
     arrays, masks = {}, {}
     for name, shape, fields, chunk, expected in _entries(data, limit):
-        values, kept = _decode(chunk, shape, *fields)
+        values, kept = tensors.decode(chunk, shape, *fields)
         if _checksum(values, kept) != expected:
             raise FormatError(f"{name}: decoded weights do not match their checksum")
         arrays[name], masks[name] = values, kept
@@ -203,19 +203,6 @@ def _entries(data: bytes, limit: int) -> list[tuple]:
 def _weights(shape: tuple[int, ...]) -> int:
     """Number of weights; axes of an empty array count too, for its rows take memory."""
     return int(np.prod([max(axis, 1) for axis in shape], dtype=object))
-
-
-def _decode(
-    data: bytes,
-    shape: tuple[int, ...],
-    dtype: np.dtype,
-    masked: bool,
-    encoding: str,
-    bits: int,
-    scale: np.float32,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    with np.errstate(all="ignore"):  # a forged scale may overflow; its checksum then fails
-        return tensors.decode(data, shape, dtype, masked, encoding, bits, scale)
 
 
 def _checksum(values: np.ndarray, kept: np.ndarray | None) -> int:
