@@ -9,6 +9,9 @@ from problems import distance, federation, leaves, mlp, same
 from test_fedavg import BATCH, LR, SEED, STEPS, exported_batches, numpy_gradient
 
 import fedprune as fp
+from experiments import hfl_adaptive
+from fedprune import build as build_stages
+from fedprune import config as cfg
 from fedprune import hierarchy, link, local, prune, resources, rng
 from fedprune.round import Edges
 
@@ -237,6 +240,26 @@ def test_schedules_count_cloud_rounds():
     one = final(sgd(), 1)
     for rounds in (1, 2):  # programs with and without a factor round differently
         assert distance(final(stops, rounds), one) < 1e-6
+
+
+def test_configuration_reaches_the_allocation():
+    """25 devices of hfl_adaptive: in time with allocated pruning, late and unpruned without."""
+    config = hfl_adaptive.get_config("fast")
+    network = fp.models.cnn(config.model.filters, config.model.kernel, config.model.hidden)
+
+    def slowest(**values):
+        changed = cfg.override(config, {k.replace("__", "."): v for k, v in values.items()})
+        uplink = build_stages.uplink(changed, network, build_stages.edges(changed))
+        air = uplink.prepare(jax.random.key(0), jnp.int32(0), jnp.arange(25))
+        return float(air.state[0].seconds.max()), np.asarray(air.ratio)
+
+    for limit in (0.025, 0.04):
+        seconds, ratio = slowest(uplink__time_limit=limit)
+        np.testing.assert_allclose(seconds, limit, rtol=1e-5)
+        assert ratio.min() > 0
+    seconds, ratio = slowest(uplink__scheme="unpruned", pruning__schedule="none")
+    assert seconds > 0.04
+    assert not ratio.any()
 
 
 def test_refuses():
