@@ -3,9 +3,9 @@
     python -m benchmarks.options
 
 Of fedprune on W1 and W3, each as ``benchmarks.run`` times frameworks: number of virtual CPU
-devices, clients in a chunk, type of arithmetic, rounds in a call, and buffers of the state given
-away. In one process: the forms of a convolution and of pooling under ``vmap`` over clients and
-``scan`` over steps. Prints a JSON line for each setting.
+devices, clients in a chunk, examples at once, type of arithmetic, rounds in a call, and buffers of
+the state given away; on W4, examples at once. In one process: the forms of a convolution and of
+pooling under ``vmap`` over clients and ``scan`` over steps. Prints a JSON line for each setting.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ SETTINGS = {
     "1 device": ["devices=1"],
     "2 devices a core": [f"devices={2 * CORES}"],
     "chunks of 5 clients": ["chunk=5"],
+    "whole batches": ["microbatch=1000000"],
     "bfloat16": ["compute=bfloat16"],
     "state given away": ["donate=1"],
 }
@@ -36,9 +37,9 @@ BATCH, CLIENTS, STEPS = 32, 4, 3
 """of the convolutions"""
 
 
-def engine(workload: str, turns: int) -> list[dict]:
+def engine(workload: str, turns: int, settings: dict[str, list[str]]) -> list[dict]:
     """Settings of the engine on a workload."""
-    settings = dict(SETTINGS)
+    settings = dict(settings)
     if run.workload(workload).rounds > 1:
         settings["one round a call"] = ["rounds=1"]
     environment, module = run.FRAMEWORKS["fedprune"]
@@ -134,7 +135,9 @@ def main(_) -> None:
     rows = forms("convolution", CONVOLUTIONS, turns)
     rows += forms("pooling", {k: lambda x, _, f=f: f(x) for k, f in POOLS.items()}, turns)
     for workload in ("W1", "W3"):
-        rows += engine(workload + suffix, turns)
+        rows += engine(workload + suffix, turns, SETTINGS)
+    batches = {name: SETTINGS[name] for name in ("default", "whole batches")}
+    rows += engine("W4" + suffix, 1, batches)
     facts = {"versions": {"jax": jax.__version__}, **machine.facts()}
     machine.publish([{**row, **facts} for row in rows], run.OUT.value)
 

@@ -158,6 +158,7 @@ def local_update(c: cfg.Config, network: Model) -> LocalUpdate:
                 clip=_unless_zero(c.local.clip),
             ),
             batch=c.local.batch,
+            microbatch=c.local.microbatch,
             steps=steps or None,
             epochs=epochs or None,
             prox=_unless_zero(c.local.prox),

@@ -96,6 +96,12 @@ class Local:
     steps: int = spec(5, "steps a round, or 0 to use epochs", low=0, high=1_000_000)
     epochs: int = spec(0, "epochs a round, or 0 to use steps", low=0, high=100_000)
     batch: int = spec(32, "examples a step", low=1, high=1_000_000)
+    microbatch: int = spec(
+        0,
+        "examples whose gradients are computed at once; 0: what suits network and backend",
+        low=0,
+        high=1_000_000,
+    )
     prox: float = spec(0.0, "mu of FedProx's proximal term; 0: none", low=0, high=1e6, traced=True)
     weight_decay: float = spec(
         0.0, "factor on kernels that is added to their gradient", low=0, high=1e3, traced=True

@@ -92,6 +92,48 @@ def test_options_equal_a_numpy_loop(name):
         )
 
 
+@pytest.mark.parametrize("name", ["plain", "all"])
+def test_parts_of_a_batch_add_up(name):
+    """BATCH has no divisors but 1, which the parts then have."""
+    given = CASES[name]
+    optimizer = fp.local.adjusted(
+        optax.sgd(LR, given.get("momentum")),
+        weight_decay=given.get("weight_decay"),
+        clip=given.get("clip"),
+    )
+    found, reported = jax.jit(lambda: train(optimizer, prox=given.get("mu"), microbatch=2))()
+    expected, mean = numpy_train(**given)
+    agree(found, expected)
+    np.testing.assert_allclose(reported, mean, rtol=1e-4)
+
+
+def test_parts_of_the_last_batch_of_an_epoch():
+    """A part counts as many examples as it has, be it none."""
+    clients, model = federation(3), mlp()
+
+    def run(size):
+        local = fp.local.sgd(model, optax.sgd(LR), batch=8, epochs=2, microbatch=size)
+        return local(KEY, jnp.int32(0), model.init(KEY), None, clients.client(0))
+
+    assert int(clients.size[0]) % 8
+    whole, parts = jax.jit(lambda: run(8))(), jax.jit(lambda: run(2))()
+    for a, b in zip(jax.tree.leaves(parts[:2]), jax.tree.leaves(whole[:2]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_sizes_of_parts():
+    """28 x 28 images and filters (32, 64): far more activations than weights; an MLP: far fewer."""
+    size = lambda model, batch: fp.local.microbatch_size(
+        model,
+        jax.eval_shape(model.init, KEY),
+        jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32),
+        batch,
+    )
+    conv = size(fp.models.cnn(filters=(32, 64), kernel=5, hidden=(128,)), 128)
+    assert size(fp.models.mlp(), 32) >= 32
+    assert 4 <= conv <= 32 if jax.default_backend() == "cpu" else conv == 128
+
+
 def test_running_statistics_do_not_count_in_proximal_term_and_clipping():
     """They move by 1 a step, and the weights as if there were none."""
 

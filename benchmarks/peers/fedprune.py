@@ -27,9 +27,9 @@ class CifarCnn(linen.Module):
 
     @linen.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        for width in (32, 64):
-            x = linen.relu(layers.conv(width, (3, 3), padding="VALID")(x))
-        x = fp.nn.max_pool(x, 2).reshape(x.shape[0], -1)
+        x = linen.relu(layers.conv(32, (3, 3), padding="VALID")(x))
+        x = fp.nn.max_pool(layers.conv(64, (3, 3), padding="VALID")(x), 2)
+        x = linen.relu(x).reshape(x.shape[0], -1)
         return linen.Dense(CLASSES)(linen.relu(linen.Dense(128)(x)))
 
 
@@ -56,6 +56,8 @@ class Settings(NamedTuple):
     """1: the state's buffers are given away to the program"""
     rounds: int = 0
     """rounds in a call; 0: all of a turn"""
+    microbatch: int = 0
+    """examples whose gradients are computed at once; 0: the default"""
 
 
 def settings() -> Settings:
@@ -73,10 +75,12 @@ def federation(w: Workload) -> fp.data.Federation:
     return fp.data.federate(dataset, fp.data.Partition(rows, [np.arange(1)] * w.population))
 
 
-def local(w: Workload, model: Model) -> LocalUpdate:
+def local(w: Workload, model: Model, microbatch: int = 0) -> LocalUpdate:
     """Plain SGD."""
     length = {"epochs": 1} if w.epoch else {"steps": w.steps}
-    return fp.local.sgd(model, optax.sgd(LEARNING_RATE), batch=w.batch, **length)
+    return fp.local.sgd(
+        model, optax.sgd(LEARNING_RATE), batch=w.batch, microbatch=microbatch, **length
+    )
 
 
 def algorithm(w: Workload, layout: fp.mesh.Layout, **stages) -> fp.round.Round:
@@ -99,7 +103,7 @@ def prepare(w: Workload) -> tuple[Callable[[], None], dict]:
     model = MODELS[w.model]()
     if chosen.compute != "float32":
         model = fp.models.compute_in(chosen.compute, model)
-    one = algorithm(w, layout, local=local(w, model))
+    one = algorithm(w, layout, local=local(w, model, chosen.microbatch))
     key = jax.random.key(0)[None]
     state = fp.run.start(lambda _: one, model.init, (), key)
     arms = fp.run.Arms((), key, state, train.rows[None], train.size[None])

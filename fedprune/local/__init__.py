@@ -9,4 +9,5 @@ from fedprune.local.own_masks import change as change
 from fedprune.local.own_masks import magnitude as magnitude
 from fedprune.local.own_masks import own_masks as own_masks
 from fedprune.local.sgd import cross_entropy as cross_entropy
+from fedprune.local.sgd import microbatch_size as microbatch_size
 from fedprune.local.sgd import sgd as sgd

@@ -39,6 +39,7 @@ def sgd(
     loss: Loss = cross_entropy,
     prox: jax.Array | float | None = None,
     decay: Decay | None = None,
+    microbatch: int = 0,
 ) -> LocalUpdate:
     """Local training for a number of steps, or of epochs; the optimizer starts afresh every round.
 
@@ -60,6 +61,10 @@ def sgd(
         be traced. None: no such term.
       decay: round -> factor on the optimizer's updates, and so on its learning rate; see
         ``local.decay``. None: 1.
+      microbatch: a step's gradient is a sum over parts of the batch, one after another, so that
+        activations stay in cache; a part has as many examples as the divisor of the batch that is
+        nearest by ratio. Results differ in rounding only. 0: see ``microbatch_size``. A model with
+        running statistics takes the whole batch at once.
 
     Raises:
       ValueError: unless batch and exactly one of steps and epochs are positive.
@@ -70,22 +75,40 @@ def sgd(
         raise ValueError(f"batch={batch}, steps={steps}, epochs={epochs} must be at least 1")
     length = steps or epochs or 0
 
-    def objective(params: Params, client: Client, positions, counts) -> tuple[jax.Array, Params]:
+    def objective(
+        params: Params, client: Client, positions, counts, number
+    ) -> tuple[jax.Array, Params]:
         x, y = client.take(positions)
         if model.train is None:
             logits, after = model.apply(params, x), None
         else:
             logits, after = model.train(params, x)
-        number = jnp.sum(counts, dtype=jnp.float32)
-        total = jnp.sum(jnp.where(counts, loss(logits, y), 0.0))
-        return total / jnp.maximum(number, 1.0), after
+        return jnp.sum(jnp.where(counts, loss(logits, y), 0.0)) / number, after
+
+    def of_batch(params: Params, client: Client, positions: jax.Array, counts: jax.Array):
+        """((loss, statistics after), gradient) of the mean over the examples that count."""
+        number = jnp.maximum(jnp.sum(counts, dtype=jnp.float32), 1.0)
+        at_once = jax.value_and_grad(objective, has_aux=True)
+        example = jax.eval_shape(lambda: client.take(positions[:1])[0])
+        size = _divisor(batch, microbatch or microbatch_size(model, params, example, batch))
+        if size == batch or model.train is not None:
+            return at_once(params, client, positions, counts, number)
+
+        def add(total, part):
+            (value, _), gradient = at_once(params, client, *part, number)
+            return jax.tree.map(jnp.add, total, (value, gradient)), None
+
+        zero = jax.tree.map(jnp.zeros_like, (number, params))
+        zero = tree.match((zero, params, client, positions))[0]
+        parts = tuple(v.reshape(-1, size) for v in (positions, counts))
+        (value, gradient), _ = lax.scan(add, zero, parts)
+        return (value, None), gradient
 
     def update(key: Key, t: jax.Array, params: Params, mask: Mask, client: Client) -> Trained:
         factor = None if decay is None else decay(t)
 
         def step(carry, positions: jax.Array, counts: jax.Array):
             now, state = carry
-            of_batch = jax.value_and_grad(objective, has_aux=True)
             (value, after), gradient = of_batch(now, client, positions, counts)
             if prox is not None:
                 gradient = jax.tree.map(lambda g, w, w0: g + prox * (w - w0), gradient, now, params)
@@ -107,6 +130,35 @@ def sgd(
         return Trained(tree.apply_mask(mask, delta), value)
 
     return update
+
+
+def microbatch_size(model: Model, params: Params, example: jax.ShapeDtypeStruct, batch: int) -> int:
+    """A number of examples whose gradients are computed at once without leaving the cache, on CPU.
+
+    As few as make the numbers that the network's forward pass writes (a) four times its weights,
+    which bounds the cost of adding up gradients, and (b) 2^20, below which cache is large enough.
+    docs/performance.md has measurements. Elsewhere the whole batch.
+
+    Args:
+      example: shape [1, ...] and type of an input.
+    """
+    if jax.default_backend() != "cpu":
+        return batch
+
+    def written(examples: int) -> int:
+        shape = jax.ShapeDtypeStruct((examples, *example.shape[1:]), example.dtype)
+        equations = jax.make_jaxpr(model.apply)(params, shape).eqns
+        return sum(v.aval.size for equation in equations for v in equation.outvars)
+
+    each = max(1, written(2) - written(1))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return -(-max(4 * weights, 2**20) // each)
+
+
+def _divisor(number: int, wanted: int) -> int:
+    """The divisor of a number that is nearest to the wanted one by ratio."""
+    divisors = (d for d in range(1, number + 1) if number % d == 0)
+    return min(divisors, key=lambda d: max(d / wanted, wanted / d))
 
 
 def _steps(key: Key, client: Client, batch: int, steps: int, step, start):

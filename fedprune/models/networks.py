@@ -24,6 +24,24 @@ class _Mlp(linen.Module):
         return linen.Dense(self.classes)(x)
 
 
+class _Block(linen.Module):
+    """ReLU of the maximum over 2×2 of a convolution with bias.
+
+    The maximum comes first, since it commutes with the other two, which then work on a quarter.
+    """
+
+    features: int
+    kernel: int
+
+    @linen.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        kernel = self.param("kernel", linen.initializers.lecun_normal(), shape)
+        bias = self.param("bias", linen.initializers.zeros, shape[-1:])
+        x = nn.max_pool(nn.conv(x, kernel), 2)
+        return linen.relu(x + bias.reshape(1, 1, 1, -1))
+
+
 class _Cnn(linen.Module):
     filters: tuple[int, ...]
     kernel: int
@@ -32,9 +50,8 @@ class _Cnn(linen.Module):
 
     @linen.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        for width in self.filters:
-            x = layers.conv(width, (self.kernel, self.kernel))(x)
-            x = nn.max_pool(linen.relu(x), 2)
+        for i, width in enumerate(self.filters):
+            x = _Block(width, self.kernel, name=f"Conv_{i}")(x)
         return _Mlp(self.hidden, self.classes, name="head")(x)
 
 

@@ -25,8 +25,9 @@ until lowering, where each backend gets the form that it runs best (see ``LOWERI
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal
 
@@ -51,9 +52,9 @@ _KIND = {frozenset(operands): kind for kind, operands in _OPERANDS.items()}
 _RESULT: dict[Kind, str] = {"out": "y", "input": "x", "kernel": "w"}
 
 LOWERINGS = ("auto", "sequential", "grouped")
-"""How vmapped convolutions run: ``sequential``, one canonical convolution after another (each
-client's working set stays in cache: best on CPU); ``grouped``, one grouped convolution (best where
-the device is wide); ``auto`` takes the first on CPU and the second elsewhere."""
+"""How vmapped convolutions run: ``sequential``, one after another, each in the form that is fastest
+on CPU (a client's working set stays in cache); ``grouped``, one grouped convolution (best where the
+device is wide); ``auto`` takes the first on CPU and the second elsewhere."""
 
 
 def conv(
@@ -167,6 +168,76 @@ def _kernel(x, y, window: Window):
 _FORMS: dict[Kind, Callable] = {"out": _out, "input": _input, "kernel": _kernel}
 
 
+# The same as one matrix product for each place in the kernel -----
+
+
+def _places(window: Window) -> Iterator[tuple[tuple[int, ...], list[tuple[int, int, int]]]]:
+    """Each index into the kernel, and the padding that puts an output grid where it meets x there:
+    (before, after, between) for every spatial dimension; negative where x is longer."""
+    size, kernel, strides, padding = window
+    for index in itertools.product(*map(range, kernel)):
+        grid = []
+        for n, k, s, i, (low, high) in zip(size, kernel, strides, index, padding, strict=True):
+            out = (n + low + high - k) // s + 1
+            before = i - low
+            grid.append((before, n - before - (out - 1) * s - 1, s - 1))
+        yield index, grid
+
+
+def _seen(x, grid):
+    """The entries of x on a grid, zero outside x: [b, *out, c]."""
+    x = jnp.pad(x, [(0, 0), *((max(-a, 0), max(-b, 0)) for a, b, _ in grid), (0, 0)])
+    return x[(slice(None), *(slice(max(a, 0), _end(b), step + 1) for a, b, step in grid))]
+
+
+def _end(after: int) -> int | None:
+    return -after if after > 0 else None
+
+
+def _dot(a, b, over_a, over_b):
+    return lax.dot_general(a, b, ((over_a, over_b), ((), ())))
+
+
+def _out_places(x, w, window: Window):
+    last = x.ndim - 1
+    return sum(_dot(_seen(x, grid), w[i], (last,), (0,)) for i, grid in _places(window))
+
+
+def _input_places(y, w, window: Window):
+    last = y.ndim - 1
+    zero = jnp.zeros((), y.dtype)
+    return sum(
+        lax.pad(_dot(y, w[i], (last,), (1,)), zero, [(0, 0, 0), *grid, (0, 0, 0)])
+        for i, grid in _places(window)
+    )
+
+
+def _kernel_places(x, y, window: Window):
+    most = tuple(range(x.ndim - 1))
+    places = [_dot(_seen(x, grid), y, most, most) for _, grid in _places(window)]
+    return jnp.stack(places).reshape(*window[1], x.shape[-1], y.shape[-1])
+
+
+_BY_PLACE: dict[Kind, Callable] = {
+    "out": _out_places,
+    "input": _input_places,
+    "kernel": _kernel_places,
+}
+
+
+def _on_cpu(kind: Kind, a, b, window: Window):
+    """The form that is faster on CPU (docs/performance.md).
+
+    Products by place avoid a transposed copy of a wide kernel, and windows of the size of an image
+    for the gradient of a kernel. They add up outside the products, hence not in short types.
+    """
+    channels = a.shape[-1], b.shape[-2 if kind == "input" else -1]
+    single = math.prod(window[1]) == 1
+    wide = kind == "input" and min(channels) >= 256
+    places = a.size and b.size and a.dtype.itemsize >= 4 and (single or wide)
+    return (_BY_PLACE if places else _FORMS)[kind](a, b, window)
+
+
 # The primitive -----
 
 conv_p = Primitive("fedprune_conv")
@@ -179,18 +250,22 @@ def _bind(kind: Kind, a, b, **params):
     return conv_p.bind(a, b, kind=kind, **params)
 
 
+def _alone(kind: Kind, a, b, window: Window):
+    return _FORMS[kind](a, b, window)
+
+
 def _sequential(kind: Kind, window: Window, a, b):
-    return lax.map(lambda ab: _FORMS[kind](*ab, window), (a, b))
+    return lax.map(lambda ab: _on_cpu(kind, *ab, window), (a, b))
 
 
 def _grouped(kind: Kind, window: Window, a, b):
-    return jax.vmap(lambda a, b: _FORMS[kind](a, b, window))(a, b)
+    return jax.vmap(lambda a, b: _alone(kind, a, b, window))(a, b)
 
 
 def _lower(a, b, *, kind: Kind, window: Window, lead: int, lowering: str):
     """Operands carry ``lead`` leading vmapped axes."""
     if lead == 0:
-        return _FORMS[kind](a, b, window)
+        return (_on_cpu if lowering == "sequential" else _alone)(kind, a, b, window)
     axes = a.shape[:lead]
     flat = [t.reshape((math.prod(axes), *t.shape[lead:])) for t in (a, b)]
     many = _sequential if lowering == "sequential" else _grouped
