@@ -134,7 +134,7 @@ VARIANTS = [
     (ota_masks, ["fast", "noniid"]),
     (ota_uplinks, ["fast"]),
     (bearing, ["fast"]),
-    (hfl_pruning, ["fast", "full", "paper"]),
+    (hfl_pruning, ["fast", "full", "mnist", "cifar10", "paper"]),
     (hfl_adaptive, ["fast", "full", "paper"]),
     (latency_tables, ["all"]),
 ]
