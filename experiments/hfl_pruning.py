@@ -10,7 +10,7 @@ the share 0, 30, 50, 70, 90 % is pruned. The global model is evaluated dense, as
 
   fast     about 5 minutes on 2 cores: embedded Fashion-MNIST, 8 cloud rounds × 4 edge rounds ×
            5 steps of 16 examples, 3 seeds
-  full     about an hour: all of Fashion-MNIST, 20 cloud rounds of P2's 5 edge rounds × 10 steps,
+  full     about an hour: all of Fashion-MNIST, 30 cloud rounds of P2's 5 edge rounds × 10 steps,
            batch 32, 3 seeds
   mnist    as ``full`` on MNIST
   cifar10  as ``full`` on CIFAR-10, whose images make it 4096-8-10: P2's sizes are of 28×28 ones
@@ -23,12 +23,14 @@ P2's Table II gives a learning rate of 0.001 and no optimizer. Plain SGD at 0.00
 the stated number of rounds: that literal reading is the arm "0 %, literal" (at the variant's batch
 size) and the variant ``paper``. The others use plain SGD at 0.2. Of SGD at 0.05, 0.1 and 0.2,
 momentum at 0.003, 0.01 and 0.02, and Adam at 0.001 and 0.003 it was the best on the unpruned
-network of ``fast`` with seed 0 (75 % after the last round).
+network of ``fast`` with seed 0 (75 % after the last round). On all of Fashion-MNIST, seed 0, the
+unpruned network has 76.5 % after P2's 10 cloud rounds, stays above 85 % from round 22 on and has
+87.1 % after 30, which is why ``full`` has 30.
 
 Fixed before any result was seen: accuracies after the last round, paired by seed, 95 % Student
 intervals. Accuracy falls with the ratio ("held" if the difference lies above 0): 0 above 50 %, 0
-above 90 %, 50 above 90 %. Added before the first run of ``full``: the loss rises in the same way,
-and the unpruned network reaches 85 % on all of Fashion-MNIST.
+above 90 %, 50 above 90 %. Added before the first run of ``full`` with all its arms: the loss rises
+in the same way, and the unpruned network reaches 85 % on all of Fashion-MNIST (after seed 0 had).
 """
 
 from collections.abc import Sequence
@@ -73,7 +75,7 @@ def setting(config: Config, variant: str) -> None:
     elif variant in DATASETS:
         config.data.name = DATASETS[variant]
         config.edges.rounds, config.local.steps, config.local.batch = 5, 10, 32
-        config.run.rounds, config.run.save_every = 20, 1
+        config.run.rounds, config.run.save_every = 30, 1
         if variant == "paper":
             config.local.lr, config.local.batch, config.run.rounds = LITERAL, 128, 10
     else:
