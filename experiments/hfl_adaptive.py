@@ -23,8 +23,7 @@ The setting is near ``interior`` of ``latency_tables``: slow processors (100 cyc
 step) at 46 to 57 m, so that pruning ratios lie inside their limits, at most 95 %. (P2 has neither
 distances nor cycles; with those that fit its Table III the optimum gives some devices everything
 and prunes others altogether, which says little about learning.) The flat baseline stands at 583 to
-767 m. The warm-up step is billed. Variants as in ``hfl_pruning``; ``fast`` leaves out 35 ms and has
-7 cloud rounds.
+767 m. The warm-up step is billed. Variants as in ``hfl_pruning``.
 
 Fixed before any result was seen: accuracies after the last round, paired by seed, 95 % Student
 intervals, thresholds as written.
@@ -73,8 +72,6 @@ def get_config(variant: str = "fast") -> HflAdaptive:
     """The configuration of a variant."""
     config = HflAdaptive(experiment="experiments.hfl_adaptive", variant=variant)
     setting(config, variant)
-    if variant == "fast":
-        config.limits_ms, config.run.rounds = (25.0, 30.0, 40.0), 7
     config.mesh.arms = 1  # three seeds do not divide among an even number of devices
     config.pruning.schedule = "allocated"
     u = config.uplink

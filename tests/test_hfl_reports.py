@@ -31,8 +31,8 @@ def test_adaptive(tmp_path):
     config = hfl_adaptive.get_config("fast")
     names = [arm.name for arm in hfl_adaptive.arms(config)]
     assert names == [
-        "optimal-25", "optimal-30", "optimal-40", "equal", "unpruned", "flat", "flat-steps",
-        "non-iid",
+        "optimal-25", "optimal-30", "optimal-35", "optimal-40", "equal", "unpruned", "flat",
+        "flat-steps", "non-iid",
     ]  # fmt: skip
     end = {"optimal-25": 0.78, "optimal-40": 0.80, "flat": 0.4, "unpruned": 0.795}
 
