@@ -8,7 +8,7 @@ that hold it, P2 (12); the cloud averages the edge servers, P2 (13). Links are p
 network is P2's: 32 and 64 filters of 3×3, 8 hidden units, of whose 25,168 fully connected weights
 the share 0, 30, 50, 70, 90 % is pruned. The global model is evaluated dense, as in P2.
 
-  fast     about 5 minutes on 2 cores: embedded Fashion-MNIST, 8 cloud rounds × 4 edge rounds ×
+  fast     under 5 minutes on 2 cores: embedded Fashion-MNIST, 8 cloud rounds × 4 edge rounds ×
            5 steps of 16 examples, 3 seeds
   full     about an hour: all of Fashion-MNIST, 30 cloud rounds of P2's 5 edge rounds × 10 steps,
            batch 32, 3 seeds
