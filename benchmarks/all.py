@@ -26,6 +26,7 @@ STEPS = {
     "startup_cpu": ["benchmarks.startup"],
     "overhead_cpu": ["benchmarks.overhead"],
     "options_cpu": ["benchmarks.options"],
+    "hierarchy_cpu": ["benchmarks.hierarchy"],
 }
 """file -> module and its flags"""
 

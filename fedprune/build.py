@@ -136,7 +136,7 @@ def fading(u: cfg.Uplink) -> channel.Fading | None:
 
 def pruner(p: cfg.Pruning) -> Pruner | None:
     """None where the server decides no masks."""
-    if p.schedule in ("none", "allocated"):
+    if p.schedule in ("none", "allocated") or p.structure == "neurons":
         return None
     return prune.scheduled(
         SCHEDULES[p.schedule](p),
@@ -169,10 +169,14 @@ def local_update(c: cfg.Config, network: Model) -> LocalUpdate:
     if p.schedule == "none" or p.scope != "own":
         return train
     allocated = p.schedule == "allocated"
+    if p.structure == "neurons":
+        select = prune.neurons(PRUNABLE[p.layers], down=allocated, form=p.form)
+    else:
+        select = prune.selection(p.distribution, PRUNABLE[p.layers], down=allocated)
     return local.own_masks(
         sgd(p.warm_up, 0),
         train,
-        prune.selection(p.distribution, PRUNABLE[p.layers], down=allocated),
+        select,
         local.allocated if allocated else lambda t, _: SCHEDULES[p.schedule](p)(t),
         IMPORTANCES[p.importance],
         rewind=p.rewind == "yes",
@@ -183,32 +187,37 @@ def edges(c: cfg.Config) -> rounds.Edges | None:
     """Which edge server each client belongs to, in the order of the clients; None if flat."""
     if not c.edges.servers:
         return None
-    sizes = c.edges.sizes or [
-        len(part) for part in np.array_split(np.arange(c.data.clients), c.edges.servers)
-    ]
+    sizes = _server_sizes(c)
     return rounds.Edges(jnp.asarray(np.repeat(np.arange(len(sizes)), sizes)), len(sizes))
 
 
-def uplink(c: cfg.Config, network: Model, tiers: rounds.Edges | None) -> Uplink:
+def _server_sizes(c: cfg.Config) -> list[int]:
+    """Clients of each server, the one server's if there are no edge servers."""
+    if c.edges.sizes:
+        return list(c.edges.sizes)
+    parts = np.array_split(np.arange(c.data.clients), max(1, c.edges.servers))
+    return [len(part) for part in parts]
+
+
+def uplink(c: cfg.Config, network: Model) -> Uplink:
     """How the updates of a cohort reach the server, or the edge servers."""
     u = c.uplink
-    values = _ofdma(c, network, tiers) if u.link == "ofdma" else UPLINKS[u.link](u)
+    values = _ofdma(c, network) if u.link == "ofdma" else UPLINKS[u.link](u)
     if u.division == "all":
         return values
     exact = u.link != "over_the_air"
-    largest = c.data.clients if tiers is None else int(np.bincount(np.asarray(tiers.of)).max())
+    largest = max(_server_sizes(c))
     least: Any = u.min_holders * c.data.clients / ((c.cohort.size or c.data.clients) * largest)
     if exact:  # whoever holds it counts, however few examples the client has
         least = jnp.where(u.min_holders <= 1, 1e-9, least)
     return link.holders(values, link.ideal() if exact else values, least)
 
 
-def _ofdma(c: cfg.Config, network: Model, tiers: rounds.Edges | None) -> Uplink:
+def _ofdma(c: cfg.Config, network: Model) -> Uplink:
     """Devices of a server stand equally far from one another, from the nearest to the farthest."""
-    u, p, k = c.uplink, c.pruning, c.data.clients
-    server = np.zeros(k, int) if tiers is None else np.asarray(tiers.of)
+    u, p = c.uplink, c.pruning
     distance = np.concatenate(
-        [np.linspace(u.nearest, u.farthest, n) for n in np.bincount(server) if n]
+        [np.linspace(u.nearest, u.farthest, n) for n in _server_sizes(c) if n]
     )
     shapes = jax.eval_shape(network.init, jax.random.key(0))
 
@@ -228,6 +237,7 @@ def _ofdma(c: cfg.Config, network: Model, tiers: rounds.Edges | None) -> Uplink:
         payload=u.payload if pruned else "values",
     )
     where = jnp.asarray(distance, jnp.float32)
+    bands = edges(c) if u.bands == "server" else None
     return link.ofdma(
         work,
         lambda root, t, ids: channel.orthogonal_gains(root, t, ids, where[ids], u.antennas),
@@ -236,10 +246,11 @@ def _ofdma(c: cfg.Config, network: Model, tiers: rounds.Edges | None) -> Uplink:
         power=u.power,
         noise=u.noise,
         bandwidth=u.bandwidth,
-        edge=None if tiers is None else tiers.of,
-        edges=1 if tiers is None else tiers.servers,
+        edge=None if bands is None else bands.of,
+        edges=1 if bands is None else bands.servers,
         scheme=u.scheme,
         rho_max=u.rho_max,
+        scaled=u.noise_of == "share",
     )
 
 
@@ -249,7 +260,7 @@ def algorithm(config: cfg.Config, network: Model, layout: mesh.Layout) -> rounds
     cohort, tiers = c.cohort.size or c.data.clients, edges(c)
     stages: dict[str, Any] = {
         "local": local_update(c, network),
-        "uplink": uplink(c, network, tiers),
+        "uplink": uplink(c, network),
         "server": SERVERS[c.server.optimizer](c.server),
         "participation": server.uniform(c.data.clients, cohort),
         "pruner": pruner(c.pruning),

@@ -54,6 +54,7 @@ class Data:
     classes_per_client: int = spec(2, "classes of a client (label_k)", low=1, high=256)
     shards_per_client: int = spec(2, "shards of a client (shards)", low=1, high=1_000_000)
     clients: int = spec(20, "clients in the federation, K", low=1, high=1_000_000)
+    examples: int = spec(0, "training examples that are used, the first ones; 0: all", low=0)
 
 
 @dataclass
@@ -165,6 +166,17 @@ class Pruning:
         "all", "which kernels are prunable: all, or fully connected ones", choices=("all", "dense")
     )
     distribution: str = spec("global", "ranking of weights", choices=("global", "layer"))
+    structure: str = spec(
+        "weights",
+        "what a client's own mask prunes: single weights, or neurons of fully connected layers",
+        choices=("weights", "neurons"),
+    )
+    form: str = spec(
+        "derived",
+        "which share of each layer's neurons stays (neurons): sqrt(1 - ratio), which prunes the"
+        " ratio of the weights; or the ratio itself, as printed in P2 (3)",
+        choices=("derived", "printed"),
+    )
     scope: str = spec(
         "server",
         "what the round's mask applies to: the global model, or what clients receive; own: clients"
@@ -232,11 +244,22 @@ class Uplink:
     scheme: str = spec(
         "optimal",
         "how band and pruning are allocated (ofdma): together; or equal shares with the pruning"
-        " that they need, with the optimal pruning, or with none",
-        choices=("optimal", "equal", "post_hoc", "unpruned"),
+        " that they need, with the optimal pruning, or with none; or the papers' closed form",
+        choices=("optimal", "equal", "post_hoc", "unpruned", "printed"),
+    )
+    bands: str = spec(
+        "server",
+        "whose the band is (ofdma): every edge server has one, or all of them share one, as printed"
+        " in P2 (27)",
+        choices=("server", "shared"),
     )
     rho_max: float = spec(1.0, "largest pruning ratio (ofdma)", above=0, high=1, traced=True)
     noise: float = spec(1e-14, "noise power over the band in W (ofdma)", above=0, traced=True)
+    noise_of: str = spec(
+        "band",
+        "which noise a device's rate has (ofdma): the whole band's, as in P2 (10), or its share's",
+        choices=("band", "share"),
+    )
     frequency: float = spec(3e9, "processor cycles a second (ofdma)", above=0, traced=True)
     cycles: float = spec(
         1.0, "processor cycles for a step of one weight (ofdma)", low=0, traced=True
@@ -465,6 +488,13 @@ def _validate_together(c: Config) -> None:
             all(width % c.model.groups == 0 for width in c.model.widths),
             f"model.widths={c.model.widths!r}: must be multiples of model.groups={c.model.groups}",
         )
+    require(
+        p.structure == "weights"
+        or (p.scope, p.layers, c.run.evaluate) == ("own", "dense", "dense"),
+        f"pruning.structure={p.structure!r}: must come with pruning.scope='own' (is {p.scope!r}),"
+        f" pruning.layers='dense' (is {p.layers!r}) and run.evaluate='dense'"
+        f" (is {c.run.evaluate!r})",
+    )
     u = c.uplink
     require(
         p.schedule != "allocated" or (u.link, p.scope) == ("ofdma", "own"),

@@ -51,6 +51,8 @@ def plan(config: cfg.Config, arms: Sequence[cfg.Arm]) -> Plan:
     dataset = data.load(
         config.data.name, config.data.dir or None, download=config.data.download == "yes"
     )
+    if config.data.examples:
+        dataset = data.first(dataset, config.data.examples)
     groups: dict[tuple, list[cfg.Arm]] = {}
     traced = cfg.traced_paths(config)
     for arm in arms:

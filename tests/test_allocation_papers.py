@@ -159,3 +159,22 @@ def test_readings_of_equal_resources(kind):
         assert literal.feasible[i] == (floor <= x.threshold)
         np.testing.assert_allclose(kept.keep[i], best.keep[i], rtol=1e-12)
         assert (dense.keep[i] == 1).all()
+
+
+def test_closed_form_made_usable():
+    """Clipped, scaled shares and the pruning they need, by NumPy; the optimum where it is exact."""
+    rng = np.random.default_rng([SEED, 6])
+    instances = [draw(rng, 5, kind) for kind in ("interior", "usual") * 15]
+    found = solve(instances, solver=allocation.clipped_form)
+    best, printed = solve(instances), solve(instances, solver=closed_form)
+    late = 0
+    for i, x in enumerate(instances):
+        share = np.clip(printed.share[i], 0, 1)
+        share = share / share.sum()
+        np.testing.assert_allclose(found.share[i], share, rtol=1e-12)
+        keep = np.clip(1 - x.rho(share), x.least_keep, 1)
+        np.testing.assert_allclose(found.keep[i], keep, rtol=1e-9, atol=1e-12)
+        if printed.feasible[i] and best.ratio[i].max() < x.rho_max:
+            np.testing.assert_allclose(found.keep[i], best.keep[i], rtol=1e-9, atol=1e-12)
+        late += not found.feasible[i]
+    assert 0 < late < len(instances)

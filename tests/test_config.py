@@ -11,6 +11,7 @@ from experiments import (
     bearing,
     hfl_adaptive,
     hfl_pruning,
+    hfl_theorem,
     latency_tables,
     ota_masks,
     ota_pruning,
@@ -18,6 +19,8 @@ from experiments import (
 )
 from fedprune import build, data, link
 from fedprune import config as cfg
+from fedprune.link.ofdma import SCHEMES
+from fedprune.prune.neurons import FORMS
 
 FIELDS = {path: field for path, field, _ in cfg.fields(ota_pruning.get_config("fast"))}
 FREE = {"experiment", "variant", "data.dir"}
@@ -30,6 +33,8 @@ def test_choices_are_those_that_can_be_built():
     assert choices["model.name"] == set(build.MODELS)
     assert choices["local.optimizer"] == set(build.OPTIMIZERS)
     assert choices["pruning.schedule"] == {"none", "allocated", *build.SCHEDULES}
+    assert choices["pruning.form"] == set(FORMS)
+    assert choices["uplink.scheme"] == set(SCHEMES)
     assert choices["uplink.link"] == {"ofdma", *build.UPLINKS}
     assert choices["uplink.normalisation"] == set(link.NORMALISATIONS)
 
@@ -134,8 +139,9 @@ VARIANTS = [
     (ota_masks, ["fast", "noniid"]),
     (ota_uplinks, ["fast"]),
     (bearing, ["fast"]),
-    (hfl_pruning, ["fast", "full", "paper"]),
+    (hfl_pruning, ["fast", "full", "mnist", "cifar10", "paper"]),
     (hfl_adaptive, ["fast", "full", "paper"]),
+    (hfl_theorem, ["fast"]),
     (latency_tables, ["all"]),
 ]
 

@@ -1,5 +1,6 @@
 """Pruning: scores, exact selection, schedules and the pruners that they make."""
 
+from fedprune.prune.neurons import neurons as neurons
 from fedprune.prune.pruner import Predicate as Predicate
 from fedprune.prune.pruner import kernels as kernels
 from fedprune.prune.pruner import named as named
