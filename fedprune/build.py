@@ -46,8 +46,12 @@ MODELS: dict[str, Callable[[cfg.Model, int, tuple[int, ...]], Model]] = {
         m.filters, m.kernel, m.stem_kernel, m.stem_stride, m.hidden, classes, shape
     ),
     "resnet18": lambda m, classes, shape: models.resnet18(
-        classes, shape, m.norm, m.groups, m.statistics, m.widths
+        classes, shape, m.norm, m.groups, m.statistics, m.widths, m.stem
     ),
+    "resnet34": lambda m, classes, shape: models.resnet34(
+        classes, shape, m.norm, m.groups, m.statistics, m.widths, m.stem
+    ),
+    "vgg16": lambda m, classes, shape: models.small_vgg16(m.widths, m.hidden, classes, shape),
 }
 OPTIMIZERS: dict[str, Callable[[cfg.Local], optax.GradientTransformation]] = {
     "sgd": lambda c: optax.sgd(c.lr),

@@ -39,7 +39,14 @@ class Data:
     name: str = spec(
         "fashion_mnist_10k",
         "dataset",
-        choices=("fashion_mnist_10k", "fashion_mnist", "mnist", "cifar10", "bearing"),
+        choices=(
+            "fashion_mnist_10k",
+            "fashion_mnist",
+            "mnist",
+            "cifar10",
+            "tiny_imagenet",
+            "bearing",
+        ),
     )
     dir: str = spec("", "folder of prepared or raw datasets; empty: $FEDPRUNE_DATA")
     download: str = spec(
@@ -60,7 +67,9 @@ class Data:
 class Model:
     """The network."""
 
-    name: str = spec("cnn", "architecture", choices=("cnn", "mlp", "signal", "resnet18"))
+    name: str = spec(
+        "cnn", "architecture", choices=("cnn", "mlp", "signal", "resnet18", "resnet34", "vgg16")
+    )
     filters: tuple[int, ...] = spec(
         (8, 16), "filters of each convolution block (cnn, signal)", low=1
     )
@@ -69,10 +78,15 @@ class Model:
     stem_stride: int = spec(8, "stride of the first convolution (signal)", low=1, high=4096)
     hidden: tuple[int, ...] = spec((32,), "widths of the hidden dense layers", low=1)
     widths: tuple[int, ...] = spec(
-        (64, 128, 256, 512), "filters of each stage (resnet18)", low=1, high=65536
+        (64, 128, 256, 512), "filters of each stage (resnet, vgg16)", low=1, high=65536
     )
-    norm: str = spec("group", "normalisation (resnet18)", choices=("group", "batch"))
+    norm: str = spec("group", "normalisation (resnet)", choices=("group", "batch"))
     groups: int = spec(32, "groups of channels (group norm)", low=1)
+    stem: str = spec(
+        "small",
+        "3×3 convolution, or 7×7 of stride 2 with max-pooling (resnet)",
+        choices=("small", "large"),
+    )
     statistics: str = spec(
         "exchanged",
         "what the evaluation normalises by (batch norm): running statistics that are trained, sent"
@@ -454,7 +468,7 @@ def _validate_together(c: Config) -> None:
         c.local.schedule != "exponential" or c.local.schedule_end > 0,
         f"local.schedule_end={c.local.schedule_end}: must be above 0 for the exponential schedule",
     )
-    if c.model.name == "resnet18" and c.model.norm == "group":
+    if c.model.name.startswith("resnet") and c.model.norm == "group":
         require(
             all(width % c.model.groups == 0 for width in c.model.widths),
             f"model.widths={c.model.widths!r}: must be multiples of model.groups={c.model.groups}",
