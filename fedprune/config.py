@@ -173,6 +173,12 @@ class Pruning:
         "all", "which kernels are prunable: all, or fully connected ones", choices=("all", "dense")
     )
     distribution: str = spec("global", "ranking of weights", choices=("global", "layer"))
+    granularity: str = spec(
+        "weight",
+        "what is pruned as a whole: a weight; or a unit, which is a filter or a neuron with all its"
+        " weights",
+        choices=("weight", "unit"),
+    )
     scope: str = spec(
         "server",
         "what the round's mask applies to: the global model, or what clients receive; own: clients"
@@ -197,7 +203,21 @@ class Uplink:
     """How updates reach the server."""
 
     link: str = spec(
-        "over_the_air", "kind of uplink", choices=("ideal", "over_the_air", "orthogonal", "ofdma")
+        "over_the_air",
+        "kind of uplink; orthogonal: bits, analog: symbols, both in channel uses of each client's"
+        " own",
+        choices=("ideal", "over_the_air", "orthogonal", "analog", "ofdma"),
+    )
+    code: str = spec(
+        "repetition",
+        "how a weight becomes symbols (over_the_air, analog); spirals do not add up on the air",
+        choices=("repetition", "spiral"),
+    )
+    repeats: int = spec(1, "symbols a weight (over_the_air, analog)", low=1, high=64)
+    bitstream: str = spec(
+        "fixed",
+        "bits of rounded values (orthogonal): value_bits each, or what an entropy coder takes",
+        choices=("fixed", "entropy"),
     )
     rate: float = spec(0.0, "bits a channel use (orthogonal); 0: capacity", low=0)
     value_bits: int = spec(32, "bits of a weight (orthogonal: at most 32; ofdma)", low=2, high=64)
@@ -257,6 +277,32 @@ class Uplink:
     bill_warm_up: str = spec(
         "yes", "whether warm-up steps take time and energy (ofdma)", choices=("yes", "no")
     )
+
+
+@dataclass
+class Downlink:
+    """How the model reaches the clients (P3)."""
+
+    link: str = spec(
+        "ideal",
+        "kind of downlink: perfect and free; or analog symbols, one broadcast for all",
+        choices=("ideal", "analog"),
+    )
+    snr_db: float = spec(10.0, "P / no in dB at each client", low=-100, high=200, traced=True)
+    code: str = spec(
+        "repetition",
+        "how a weight becomes symbols",
+        choices=("repetition", "spiral"),
+    )
+    repeats: int = spec(1, "symbols a weight; spirals: a power of two", low=1, high=64)
+    gamma: float = spec(0.0, "of spirals; 0: the best for each layer", low=0, high=100)
+    packing: str = spec("complex", "reals per symbol: two or one", choices=("complex", "real"))
+    fading: str = spec("none", "one gain a client and round", choices=("none", "rayleigh"))
+    csi_error: float = spec(
+        0.0, "variance of the channel estimate's error", low=0, high=1e3, traced=True
+    )
+    power: float = spec(1.0, "power budget of the server in W", above=0, traced=True)
+    bandwidth: float = spec(1e6, "channel uses a second", above=0, traced=True)
 
 
 @dataclass
@@ -324,6 +370,7 @@ class Config:
     edges: Edges = field(default_factory=Edges)
     pruning: Pruning = field(default_factory=Pruning)
     uplink: Uplink = field(default_factory=Uplink)
+    downlink: Downlink = field(default_factory=Downlink)
     server: Server = field(default_factory=Server)
     mesh: Mesh = field(default_factory=Mesh)
     run: Run = field(default_factory=Run)
@@ -487,6 +534,46 @@ def _validate_together(c: Config) -> None:
     require(
         u.link != "orthogonal" or u.value_bits <= 32,
         f"uplink.value_bits={u.value_bits}: must be at most 32 for uplink.link='orthogonal'",
+    )
+    require(
+        u.link != "over_the_air" or u.code == "repetition",
+        f"uplink.code={u.code!r}: must be repetition for uplink.link='over_the_air', since only"
+        " linear codes survive superposition",
+    )
+    require(
+        u.bitstream == "fixed" or (u.link == "orthogonal" and u.value_bits <= 12),
+        f"uplink.bitstream={u.bitstream!r}: must come with uplink.link='orthogonal' (is {u.link!r})"
+        f" and uplink.value_bits={u.value_bits} of at most 12",
+    )
+    for name, way in (("uplink", u), ("downlink", c.downlink)):
+        require(
+            way.code != "spiral" or way.repeats & (way.repeats - 1) == 0,
+            f"{name}.repeats={way.repeats}: must be a power of two for {name}.code='spiral'",
+        )
+    require(
+        u.repeats == 1 or u.link in ("over_the_air", "analog"),
+        f"uplink.repeats={u.repeats}: must be 1 for uplink.link={u.link!r}",
+    )
+    require(
+        u.link != "analog" or (u.fading != "rician" and u.antennas == 1 and u.farthest == 0),
+        f"uplink.fading={u.fading!r}: must be none or rayleigh for uplink.link='analog', with"
+        f" uplink.antennas={u.antennas} of 1 and uplink.farthest={u.farthest} of 0",
+    )
+    require(
+        u.link != "analog" or u.division == "all",
+        f"uplink.division={u.division!r}: must be all for uplink.link='analog'",
+    )
+    require(
+        c.downlink.link == "ideal" or not c.edges.servers,
+        f"downlink.link={c.downlink.link!r}: must be ideal for edges.servers={c.edges.servers}",
+    )
+    require(
+        p.granularity == "weight" or p.layers == "all",
+        f"pruning.layers={p.layers!r}: must be all for pruning.granularity={p.granularity!r}",
+    )
+    require(
+        p.granularity == "weight" or p.scope != "own",
+        f"pruning.granularity={p.granularity!r}: must be weight for pruning.scope={p.scope!r}",
     )
     require(
         c.edges.servers <= c.data.clients,

@@ -22,11 +22,11 @@ Norms, for activations [b, h, w, c]:
   the evaluation is ``statistics``:
 
   - ``exchanged``: running means and variances, 9,600 further numbers in ResNet18, are leaves of the
-    params below "statistics". Local training moves them by m <- 0.9 m + 0.1 (mean of the batch), and the
-    server adds the mean of the clients' changes; so they are sent and billed, and suffer noise,
-    as weights do. They are never pruned (one dimension), and no optimizer steps them. The mean of
-    the clients' variances lacks the variance between clients' means. Noise may make a received
-    variance negative: it counts as zero.
+    params below "statistics". Local training moves them by m <- 0.9 m + 0.1 (mean of the batch),
+    and the server adds the mean of the clients' changes; so they are sent and billed, and suffer
+    noise, as weights do. They are never pruned by themselves (one dimension), and no optimizer
+    steps them. The mean of the clients' variances lacks the variance between clients' means. Noise
+    may make a received variance negative: it counts as zero.
   - ``batch``: nothing is kept or sent; every batch is normalised by its own mean and variance, in
     the evaluation too. The logits of an example then depend on the batch around it: accuracy
     depends on the evaluation's batch size and order, profits from test examples that are seen
