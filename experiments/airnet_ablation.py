@@ -16,7 +16,7 @@ Expansion, nets with one more stage of training (8b):
 
   AirNet                   pruned to b
   SK                       pruned to b / 2, 1:2 spirals for all layers, retrained
-  SK + UEP                 Hessian-based unequal protection, trained on without the expansion
+  SK + UEP                 Hessian-based unequal protection, trained on as if not expanded
   SK + UEP + retraining    the same, retrained under the noise that is left
 
 Fixed before any result was seen: accuracies in points, paired by seed, 95 % Student intervals,

@@ -13,8 +13,7 @@ a symbol.
   repetition-2   each weight twice; repetition-4: four times
   spiral-2       Shannon-Kotel'nikov spirals of two symbols a weight; spiral-4: of four
   pruned-4       filters and neurons pruned to a quarter of the weights by round 13, each weight
-                 four
-                 times
+                 four times
   pruned-ideal   the same with a perfect broadcast
 
 Fixed before any result was seen: final accuracies in points, paired by seed, 3 seeds, 95 % Student

@@ -20,7 +20,7 @@ from fedprune import nn
 from fedprune.models import layers
 from fedprune.types import Model
 
-DEPTHS = (2, 2, 3, 3, 3)
+VGG_DEPTHS = (2, 2, 3, 3, 3)
 """convolutions of each stage of VGG16"""
 _init = linen.initializers.he_normal()
 
@@ -83,7 +83,9 @@ def small_vgg16(
     Raises:
       ValueError: as ``vgg``, or more than four widths.
     """
-    if not 1 <= len(widths) < len(DEPTHS):
-        raise ValueError(f"widths={tuple(widths)} must be 1 to {len(DEPTHS) - 1} numbers")
-    stages = [(width,) * depth for width, depth in zip((*widths, widths[-1]), DEPTHS, strict=False)]
+    if not 1 <= len(widths) < len(VGG_DEPTHS):
+        raise ValueError(f"widths={tuple(widths)} must be 1 to {len(VGG_DEPTHS) - 1} numbers")
+    stages = [
+        (width,) * depth for width, depth in zip((*widths, widths[-1]), VGG_DEPTHS, strict=False)
+    ]
     return vgg(stages, hidden, classes, input_shape)
