@@ -144,7 +144,7 @@ class Case(NamedTuple):
     """A delivery of one net."""
 
     net: str
-    snr_db: float
+    snr_db: float = 0.0
     fading: str = "none"
     family: str = "repetition"
     repeats: str = ""
@@ -294,7 +294,8 @@ class Lab:
         sandwich = local.sandwich(values["low"], values["high"])
 
         def snr_db(key, number):
-            return jnp.where(number >= values["quiet"], sandwich(key, number), SILENT)
+            loud = number.astype(jnp.float32) >= values["quiet"]
+            return jnp.where(loud, sandwich(key, number), SILENT)
 
         if kind == "pair":
             of = local.interpolated(values["low"], values["high"], values["bend"])
@@ -347,8 +348,7 @@ class Lab:
             return False
         with np.load(file) as saved:
             leaves = [saved[name] for name in saved.files]
-        inner = jax.tree.structure(self.shapes)
-        paired = len(leaves) > 2 * inner.num_leaves
+        paired = len(leaves) > 2 * len(jax.tree.leaves(self.shapes))
         whole = jax.tree.structure(
             Kept(*map(local.pair, [self.shapes] * 2) if paired else [self.shapes] * 2)
         )
@@ -410,10 +410,19 @@ class Lab:
         return np.asarray(evaluate(hyper, keys, nets.params, nets.mask, self.test))
 
     def lines(
-        self, shown: Mapping[str, Callable[[float], Case]], snrs_db: Sequence[float]
+        self, shown: Mapping[str, Case], snrs_db: Sequence[float]
     ) -> dict[str, dict[float, np.ndarray]]:
-        """Accuracies of every seed against SNR: name -> SNR -> [seeds]."""
-        cases = {(name, snr): of(snr) for name, of in shown.items() for snr in snrs_db}
+        """Accuracies of every seed against SNR: name -> SNR -> [seeds].
+
+        Args:
+          shown: name -> the case, at any SNR; "{:g}" in the name of its net stands for the SNR.
+          snrs_db: SNRs.
+        """
+        cases = {
+            (name, snr): case._replace(net=case.net.format(snr), snr_db=snr)
+            for name, case in shown.items()
+            for snr in snrs_db
+        }
         found = self.deliver(list(cases.values()))
         return {name: {snr: found[cases[name, snr]] for snr in snrs_db} for name in shown}
 
@@ -629,7 +638,9 @@ def compare(
     lab.pruned("pruned", [*whole, *half])
     for p in points:
         lab.protect(f"half-{p}", f"half-{p}", "hessian", p.snr_db, p.uses)
-    start, repeats, nets = {}, {}, []
+    start: dict[str, Kept] = {}
+    repeats: dict[str, np.ndarray] = {}
+    nets: list[Net] = []
     for p, w, h in zip(points, whole, half, strict=True):
         nets += [w._replace(name=f"plain-{p}"), h._replace(name=f"sk-{p}")]
         start |= {f"plain-{p}": lab.nets[w.name], f"sk-{p}": lab.nets[h.name]}
@@ -650,12 +661,13 @@ def compare(
     )
     cases = {}
     for p in points:
-        for fading in link.FADINGS:
-            sk = {"family": "spiral", "repeats": f"half-{p}", "fading": fading}
-            near = {**sk, "repeats": f"half-{nearest[p.uses]}", "span": (*span, 0.5)}
+        for fading in ("none", "rayleigh"):
             cases["plain", p, fading] = Case(f"plain-{p}", p.snr_db, fading)
-            cases["sk", p, fading] = Case(f"sk-{p}", p.snr_db, **sk)
-            cases["pair", p, fading] = Case(f"pair-{p.uses}", p.snr_db, **near)
+            cases["sk", p, fading] = Case(f"sk-{p}", p.snr_db, fading, "spiral", f"half-{p}")
+            near = f"half-{nearest[p.uses]}"
+            cases["pair", p, fading] = Case(
+                f"pair-{p.uses}", p.snr_db, fading, "spiral", near, span=(*span, 0.5)
+            )
     delivered = lab.deliver(list(cases.values()))
     found: Found = {where: delivered[case] for where, case in cases.items()}
     curves = lab.digital(shares)

@@ -80,10 +80,9 @@ def report(config: airnet.AirNet, rows: Sequence[Row], folder: Path) -> str:
         {name: lab.expansions[used] for name, (_, used) in more.items() if used},
     )
     sent = {"SK": "even", "SK + UEP": "uep", "SK + UEP + retraining": "uep"}
-    shown = {net.name: (lambda s, n=net.name: Case(n, s)) for net in ways}
-    shown["AirNet"] = lambda s: Case("AirNet", s)
+    shown = {name: Case(name) for name in [*(net.name for net in ways), "AirNet"]}
     for name, used in sent.items():
-        shown[name] = lambda s, n=name, u=used: Case(n, s, family="spiral", repeats=u)
+        shown[name] = Case(name, family="spiral", repeats=used)
     lines = lab.lines(shown, config.snrs_db)
 
     def gain(a: str, b: str, below: float) -> np.ndarray:

@@ -65,9 +65,9 @@ def report(config: airnet.AirNet, rows: Sequence[Row], folder: Path) -> str:
     bends = [bend for *_, bend in PAIRS.values()]
     lab.pair("pairs", pairs, {net.name: start for net in pairs}, bends)
     shown = {
-        "matched": lambda s: Case(f"matched {s:g}", s),
-        **{name: (lambda s, name=name: Case(name, s)) for name in RANGES},
-        **{name: (lambda s, n=name: Case(n, s, span=PAIRS[n])) for name in PAIRS},
+        "matched": Case("matched {:g}"),
+        **{name: Case(name) for name in RANGES},
+        **{name: Case(name, span=span) for name, span in PAIRS.items()},
     }
     lines = lab.lines(shown, snrs)
     mean = lambda a, b: np.mean([lines[a][s] - lines[b][s] for s in snrs], 0)

@@ -40,12 +40,11 @@ def report(config: airnet.AirNet, rows: Sequence[Row], folder: Path) -> str:
     lab = airnet.Lab(config, folder)
     lab.pruned("pruned", [Net("half", 5.0, share=lab.share_of(config.uses / 2))])
     lab.expansions["twice"] = np.full((lab.seeds, len(lab.layers)), 2, np.int32)
-    twice = {"repeats": "twice"}
-    spiral = {**twice, "family": "spiral"}
+    spiral = Case("half", family="spiral", repeats="twice")
     shown = {
-        "repetition": lambda s: Case("half", s, **twice),
-        **{f"gamma {g:g}": (lambda s, g=g: Case("half", s, gamma=g, **spiral)) for g in GAMMAS},
-        "best gamma": lambda s: Case("half", s, **spiral),
+        "repetition": spiral._replace(family="repetition"),
+        **{f"gamma {g:g}": spiral._replace(gamma=g) for g in GAMMAS},
+        "best gamma": spiral,
     }
     snrs = sorted({*config.snrs_db, 0.0})
     lines = lab.lines(shown, snrs)

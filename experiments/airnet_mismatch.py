@@ -39,8 +39,8 @@ def report(config: airnet.AirNet, rows: Sequence[Row], folder: Path) -> str:
     nets = [Net(name, db, share=lab.share_of(config.uses)) for name, db in TRAINED.items()]
     lab.pruned("pruned", nets)
     snrs = sorted({*config.snrs_db, 0.0, 5.0, 10.0})
-    lines = lab.lines({f"trained at {n}": (lambda s, n=n: Case(n, s)) for n in TRAINED}, snrs)
-    at = lambda name, snr: lines[f"trained at {name}"][snr]
+    lines = lab.lines({f"training: {name}": Case(name) for name in TRAINED}, snrs)
+    at = lambda name, snr: lines[f"training: {name}"][snr]
     known = {name: db for name, db in TRAINED.items() if db < airnet.SILENT}
     margins = [
         at(name, db) - np.max([at(other, db) for other in TRAINED if other != name], 0)

@@ -44,7 +44,7 @@ def report(config: airnet.AirNet, rows: Sequence[Row], folder: Path) -> str:
     lab.pruned("pruned", [noisy, noisy._replace(name="no noise", low_db=airnet.SILENT)])
     found = {name: lab.sensitivities(name, "hessian", DB) for name in ("noise", "no noise")}
     repeats = {how: lab.protect(how, "noise", how, DB, config.uses, "add") for how in WAYS}
-    shown = {how: (lambda s, how=how: Case("noise", s, repeats=how)) for how in WAYS}
+    shown = {how: Case("noise", repeats=how) for how in WAYS}
     lines = lab.lines(shown, config.snrs_db)
     mean = lambda a, b: np.mean([lines[a][s] - lines[b][s] for s in config.snrs_db], 0)
     logs = {name: np.log10(np.maximum(values, 1e-9)) for name, values in found.items()}

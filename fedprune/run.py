@@ -102,7 +102,7 @@ def delivery(
     """
     measure = _measuring(model, layout, batch)
 
-    def one(hyper: PyTree, key: Key, params: Params, mask: Mask, test: Clients) -> jax.Array:
+    def of_case(hyper: PyTree, key: Key, params: Params, mask: Mask, test: Clients) -> jax.Array:
         at_receiver = receive(hyper)
 
         def draw(i: jax.Array) -> jax.Array:
@@ -112,7 +112,7 @@ def delivery(
         return lax.map(draw, jnp.arange(draws))
 
     def on_device(cases: PyTree, test: Clients) -> jax.Array:
-        return lax.map(lambda case: one(*case, test), cases)
+        return lax.map(lambda case: of_case(*case, test), cases)
 
     per_arm = (True, False)
     compiled = jax.jit(mesh.spread(on_device, layout, per_arm))

@@ -52,8 +52,8 @@ def read_folder(path: Path) -> dict[str, np.ndarray]:
     arrays = {"names": np.array(names)}
     for part, files in (("train", train), ("test", test)):
         arrays[f"x_{part}"] = np.empty((len(files), SIZE, SIZE, 3), np.uint8)
-        for image, (file, _) in zip(arrays[f"x_{part}"], files, strict=True):
-            image[:] = _read(file)
+        for image, (path_of, _) in zip(arrays[f"x_{part}"], files, strict=True):
+            image[:] = _read(path_of)
         arrays[f"y_{part}"] = np.array([c for _, c in files], np.uint8)
     return arrays
 
