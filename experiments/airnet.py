@@ -17,7 +17,7 @@ and masks keep shapes. Nets are kept in the run's folder; an interrupted run goe
 stage that was finished.
 
 Settings in common. ``fast``: embedded Fashion-MNIST, a CNN of three convolutions (8, 16, 32
-filters of 3×3, 32 hidden units, 15,466 weights, 0.52 million multiplications an image), 12 × 120
+filters of 3×3, 32 hidden units, 15,466 weights, 0.52 million multiplications an image), 12 × 100
 steps of batch 32 a stage, momentum 0.9 at learning rate 0.1 that falls to a tenth by a cosine,
 divided by 1 + t^2 where a teacher of temperature t = 2 adds its part to the loss, 3 seeds; b is
 2,000 complex channel uses of two reals each, a quarter of the weights. ``full``: all of Fashion-
@@ -33,6 +33,8 @@ seed; intervals are Student's over seeds, of paired differences.
 """
 
 import dataclasses
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +65,8 @@ from fedprune.config import Arm, Config, ConfigError, spec, to_json
 from fedprune.payload import tensors
 from fedprune.types import Pruner
 
+log = logging.getLogger(__name__)
+
 SILENT = 200.0
 """SNR in dB that stands for no noise"""
 TEMPERATURE = 2.0
@@ -81,8 +85,8 @@ class AirNet(Config):
     draws: int = spec(4, "draws of the noise for each accuracy", low=1)
     fading_draws: int = spec(24, "draws of h for each accuracy under fading", low=1)
     test_images: int = spec(1000, "test images of each draw", low=1)
-    curvature_images: int = spec(256, "training images of a sensitivity", low=1)
-    products: int = spec(16, "Hessian products of a sensitivity", low=2)
+    curvature_images: int = spec(128, "training images of a sensitivity", low=1)
+    products: int = spec(12, "Hessian products of a sensitivity", low=2)
 
 
 C = TypeVar("C", bound=AirNet)
@@ -109,7 +113,7 @@ def setting(
     c.snrs_db = tuple(map(float, snrs_db[variant]))
     c.data.clients, c.uplink.link = 1, "ideal"
     c.model.filters, c.model.hidden = (8, 16, 32), (32,)
-    c.local.lr, c.local.steps = 0.1, 120
+    c.local.lr, c.local.steps = 0.1, 100
     c.local.schedule, c.local.schedule_end = "cosine", 0.1
     c.pruning.schedule, c.pruning.granularity = "iterative", "unit"
     c.pruning.start, c.pruning.every, c.pruning.steps = 0, 2, 4
@@ -181,11 +185,16 @@ class Lab:
         self.shapes = jax.eval_shape(self.model.init, jax.random.key(0))
         self.weights = sum(leaf.size for leaf in jax.tree.leaves(self.shapes))
         self.layers = link.layer_names(self.shapes)
+        self._began = time.monotonic()
         self.nets: dict[str, Kept] = {}
         self.expansions: dict[str, np.ndarray] = {}
         """name -> symbols a weight [seeds, L]"""
         self._programs: dict[str, mesh.Compiled] = {}
+        self._sensing: dict[str, Callable] = {}
         self.keys = jnp.stack([jax.random.key(seed) for seed in range(self.seeds)])
+
+    def _log(self, what: str) -> None:
+        log.info("%6.0f s: %s", time.monotonic() - self._began, what)
 
     # Training -----
 
@@ -337,6 +346,7 @@ class Lab:
 
     def _keep(self, stage: str, names: Sequence[str], ended: Kept) -> None:
         ended = jax.tree.map(np.asarray, ended)
+        self._log(f"{stage}: {len(names)} nets for {self.seeds} seeds trained")
         part = self.folder / f".{stage}.npz"
         np.savez(part, *jax.tree.leaves(ended))
         part.replace(self.folder / f"{stage}.npz")
@@ -374,6 +384,7 @@ class Lab:
             summary = np.mean if fading == "none" else np.median
             per_seed = summary(100 * values, 1).reshape(len(group), self.seeds)
             found |= dict(zip(group, per_seed, strict=True))
+            self._log(f"{len(group)} cases delivered ({family}, fading {fading})")
         return found
 
     def _delivered(
@@ -446,15 +457,18 @@ class Lab:
 
     def sensitivities(self, name: str, how: str, snr_db: float) -> np.ndarray:
         """Of every layer of a net, [seeds, L]: by "hessian" (``coding``) or by "loss"."""
-        c, net = self.config, self.nets[name]
-        image = self.train_set.examples[:: len(self.train_set.labels) // c.curvature_images]
-        labels = self.train_set.labels[:: len(self.train_set.labels) // c.curvature_images]
-        x = (image.astype(jnp.float32) - self.train_set.shift[None]) * self.train_set.scale[None]
-        y = labels.astype(jnp.int32)
-        kernels = lambda params: [v for v in jax.tree.leaves(params) if v.ndim >= 2]
+        if how not in self._sensing:
+            self._sensing[how] = jax.jit(self._sensitivity(how))
+        return np.asarray(self._sensing[how](self.keys, self.nets[name], jnp.float32(snr_db)))
 
-        def of_net(key, kept: Kept):
-            params, mask = kept
+    def _sensitivity(self, how: str) -> Callable:
+        c, train = self.config, self.train_set
+        some = slice(None, None, max(1, len(train.labels) // c.curvature_images))
+        x = (train.examples[some].astype(jnp.float32) - train.shift[None]) * train.scale[None]
+        y = train.labels[some].astype(jnp.int32)
+
+        def of_net(key: jax.Array, net: Kept, snr_db: jax.Array) -> jax.Array:
+            params, mask = net
 
             def losses(layers: list[jax.Array]) -> jax.Array:
                 new = iter(layers)
@@ -462,20 +476,19 @@ class Lab:
                 logits = self.model.apply(tree.apply_mask(mask, whole), x)
                 return local.cross_entropy(logits, y)
 
-            layers = kernels(params)
+            layers = [v for v in jax.tree.leaves(params) if v.ndim >= 2]
             if how == "hessian":
-                mean = lambda v: losses(v).mean()
                 found, _ = coding.hessian_sensitivity(
-                    key, mean, layers, "la", "lanczos", products=c.products
+                    key, lambda v: losses(v).mean(), layers, "la", "lanczos", products=c.products
                 )
             else:
                 sent = link.deviations(params, mask, 1, snr_db, c.downlink.packing)
                 found = coding.loss_sensitivity(key, losses, layers, list(sent), 4)
             return jnp.stack(found)
 
-        return np.asarray(jax.jit(lambda k, n: jax.lax.map(lambda a: of_net(*a), (k, n)))(
-            self.keys, net
-        ))  # fmt: skip
+        return lambda keys, nets, snr_db: jax.lax.map(
+            lambda net: of_net(*net, snr_db), (keys, nets)
+        )
 
     def protect(
         self, label: str, name: str, how: str, snr_db: float, uses: float, growth: str = "double"
@@ -501,6 +514,7 @@ class Lab:
             else:
                 repeats = coding.expansions(values[seed], energy, sizes, reals, growth)
             found.append(np.minimum(repeats, LARGEST))
+        self._log(f"{label}: protection by {how}")
         self.expansions[label] = np.stack(found).astype(np.int32)
         return self.expansions[label]
 
@@ -524,6 +538,7 @@ class Lab:
             for net in nets:
                 one = jax.tree.map(lambda v, s=seed: np.asarray(v[s]), self.nets[net.name])
                 entries += [(seed, *entry) for entry in streams(*one)]
+        self._log(f"{len(entries)} digital models coded")
         stacked = _stacked([params for *_, params in entries])
         everything = jax.tree.map(lambda p: jnp.ones(p.shape, bool), stacked)
         accuracies = self.clean(stacked, everything)

@@ -28,7 +28,7 @@ from fedprune.writer import Row
 
 SPAN = (0.0, 20.0)
 BANDWIDTHS = {
-    "fast": (1000, 2000, 4000, 7000),
+    "fast": (1000, 2000, 5000),
     "full": (500, 1000, 2000, 4000, 7000),
     "paper": (300_000, 650_000, 1_200_000, 4_000_000),
 }
@@ -40,7 +40,7 @@ class AirNetBandwidth(airnet.AirNet):
 
     bandwidths: tuple[int, ...] = spec((1000,), "b in complex channel uses", low=1)
     shares: tuple[float, ...] = spec(
-        (0.6, 0.3, 0.15, 0.07, 0.03), "of the weights that digital models keep", above=0, high=1
+        (0.5, 0.25, 0.1, 0.04), "of the weights that digital models keep", above=0, high=1
     )
 
 

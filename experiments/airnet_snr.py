@@ -45,7 +45,7 @@ def get_config(variant: str = "fast") -> AirNetSnr:
     """The configuration of a variant."""
     return airnet.setting(
         AirNetSnr, "airnet_snr", variant,
-        {"fast": (0, 5, 10, 20), "full": (-5, 0, 5, 10, 15, 20, 30), "paper": (0, 5, 10, 15, 25)},
+        {"fast": (0, 5, 15), "full": (-5, 0, 5, 10, 15, 20, 30), "paper": (0, 5, 10, 15, 25)},
     )  # fmt: skip
 
 
