@@ -70,7 +70,7 @@ log = logging.getLogger(__name__)
 SILENT = 200.0
 """SNR in dB that stands for no noise"""
 TEMPERATURE = 2.0
-LARGEST = 8
+LARGEST = {"repetition": 8, "spiral": 4}
 """symbols a weight, at most"""
 Accuracies = Mapping[Any, np.ndarray]
 """case -> accuracy in percent of every seed"""
@@ -404,7 +404,7 @@ class Lab:
 
         def receive(values):
             gamma = None if best else values["gamma"]
-            protection = link.Protection(values["repeats"], family, LARGEST, gamma)
+            protection = link.Protection(values["repeats"], family, LARGEST[family], gamma)
             down = link.analog(values["snr"], protection, c.downlink.packing, fading)
 
             def at_receiver(key, params, mask):
@@ -467,8 +467,8 @@ class Lab:
         x = (train.examples[some].astype(jnp.float32) - train.shift[None]) * train.scale[None]
         y = train.labels[some].astype(jnp.int32)
 
-        def of_net(key: jax.Array, net: Kept, snr_db: jax.Array) -> jax.Array:
-            params, mask = net
+        def of_net(net: tuple[jax.Array, Kept], snr_db: jax.Array) -> jax.Array:
+            key, (params, mask) = net
 
             def losses(layers: list[jax.Array]) -> jax.Array:
                 new = iter(layers)
@@ -486,14 +486,13 @@ class Lab:
                 found = coding.loss_sensitivity(key, losses, layers, list(sent), 4)
             return jnp.stack(found)
 
-        return lambda keys, nets, snr_db: jax.lax.map(
-            lambda net: of_net(*net, snr_db), (keys, nets)
-        )
+        return lambda keys, nets, snr_db: jax.lax.map(lambda net: of_net(net, snr_db), (keys, nets))
 
     def protect(
-        self, label: str, name: str, how: str, snr_db: float, uses: float, growth: str = "double"
+        self, label: str, name: str, how: str, snr_db: float, uses: float, family: str = "spiral"
     ) -> np.ndarray:
         """Symbols a weight by unequal protection (P3 Algorithm 2) or "even", as ``expansions``."""
+        growth, largest = {"repetition": "add", "spiral": "double"}[family], LARGEST[family]
         net = self.nets[name]
         leaves = [
             (np.asarray(v), np.asarray(m))
@@ -510,10 +509,10 @@ class Lab:
                 times = max(1, reals // int(sizes.sum()))
                 if growth == "double":
                     times = 1 << (times.bit_length() - 1)
-                repeats = np.full(len(sizes), min(times, LARGEST))
+                repeats = np.full(len(sizes), min(times, largest))
             else:
-                repeats = coding.expansions(values[seed], energy, sizes, reals, growth)
-            found.append(np.minimum(repeats, LARGEST))
+                repeats = coding.expansions(values[seed], energy, sizes, reals, growth, largest)
+            found.append(repeats)
         self._log(f"{label}: protection by {how}")
         self.expansions[label] = np.stack(found).astype(np.int32)
         return self.expansions[label]

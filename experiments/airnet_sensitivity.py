@@ -43,7 +43,7 @@ def report(config: airnet.AirNet, rows: Sequence[Row], folder: Path) -> str:
     noisy = Net("noise", DB, share=lab.share_of(config.uses / 2))
     lab.pruned("pruned", [noisy, noisy._replace(name="no noise", low_db=airnet.SILENT)])
     found = {name: lab.sensitivities(name, "hessian", DB) for name in ("noise", "no noise")}
-    repeats = {how: lab.protect(how, "noise", how, DB, config.uses, "add") for how in WAYS}
+    repeats = {how: lab.protect(how, "noise", how, DB, config.uses, "repetition") for how in WAYS}
     shown = {how: Case("noise", repeats=how) for how in WAYS}
     lines = lab.lines(shown, config.snrs_db)
     mean = lambda a, b: np.mean([lines[a][s] - lines[b][s] for s in config.snrs_db], 0)

@@ -102,7 +102,8 @@ def delivery(
     """
     measure = _measuring(model, layout, batch)
 
-    def of_case(hyper: PyTree, key: Key, params: Params, mask: Mask, test: Clients) -> jax.Array:
+    def of_case(case: tuple[PyTree, Key, Params, Mask], test: Clients) -> jax.Array:
+        hyper, key, params, mask = case
         at_receiver = receive(hyper)
 
         def draw(i: jax.Array) -> jax.Array:
@@ -112,7 +113,7 @@ def delivery(
         return lax.map(draw, jnp.arange(draws))
 
     def on_device(cases: PyTree, test: Clients) -> jax.Array:
-        return lax.map(lambda case: of_case(*case, test), cases)
+        return lax.map(lambda case: of_case(case, test), cases)
 
     per_arm = (True, False)
     compiled = jax.jit(mesh.spread(on_device, layout, per_arm))

@@ -383,6 +383,16 @@ def test_perfect_channels_deliver_the_model():
         assert distance(found, params) < 1e-4
 
 
+def test_protection_with_a_limit():
+    """The best layer stops at the limit, and the next one takes what is left."""
+    repeats = coding.expansions([100.0, 1.0], [1.0, 1.0], [10, 10], 100, "double", 4)
+    np.testing.assert_array_equal(repeats, [4, 4])
+    repeats = coding.expansions([100.0, 1.0], [1.0, 1.0], [10, 10], 100, "add", 3)
+    np.testing.assert_array_equal(repeats, [3, 3])
+    repeats = coding.expansions([100.0, 1.0], [1.0, 1.0], [10, 10], 100, "add")
+    np.testing.assert_array_equal(repeats, [9, 1])
+
+
 # Configurations -----
 
 
