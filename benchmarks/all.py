@@ -22,6 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 STEPS = {
     **{f"{name}_cpu": ["benchmarks.run", f"--workload={name}"] for name in NAMES},
     "topk_cpu": ["benchmarks.topk"],
+    "shrink_cpu": ["benchmarks.shrink"],
     "arms_cpu": ["benchmarks.arms"],
     "startup_cpu": ["benchmarks.startup"],
     "overhead_cpu": ["benchmarks.overhead"],

@@ -17,7 +17,7 @@ the share 0, 30, 50, 70, 90 % is pruned. The global model is evaluated dense, as
   paper    as ``full`` with all of Table II: batch 128, learning rate 0.001 read as plain SGD's, 10
            cloud rounds; resumable
 
-``--config.pruning.structure=neurons`` prunes whole neurons, P2 (3).
+``--config.pruning.granularity=neuron`` prunes whole neurons, P2 (3).
 
 P2's Table II gives a learning rate of 0.001 and no optimizer. Plain SGD at 0.001 hardly trains in
 the stated number of rounds: that literal reading is the arm "0 %, literal" (at the variant's batch

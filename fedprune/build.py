@@ -30,7 +30,7 @@ from fedprune import (
 from fedprune import config as cfg
 from fedprune import round as rounds
 from fedprune.data.partition import Partitioner
-from fedprune.types import LocalUpdate, Model, Pruner, Server, Uplink
+from fedprune.types import Downlink, LocalUpdate, Model, Pruner, Server, Uplink
 
 PARTITIONERS: dict[str, Callable[[cfg.Data, data.Dataset], Partitioner]] = {
     "iid": lambda d, _: data.iid(d.clients),
@@ -46,8 +46,12 @@ MODELS: dict[str, Callable[[cfg.Model, int, tuple[int, ...]], Model]] = {
         m.filters, m.kernel, m.stem_kernel, m.stem_stride, m.hidden, classes, shape
     ),
     "resnet18": lambda m, classes, shape: models.resnet18(
-        classes, shape, m.norm, m.groups, m.statistics, m.widths
+        classes, shape, m.norm, m.groups, m.statistics, m.widths, m.stem
     ),
+    "resnet34": lambda m, classes, shape: models.resnet34(
+        classes, shape, m.norm, m.groups, m.statistics, m.widths, m.stem
+    ),
+    "vgg16": lambda m, classes, shape: models.small_vgg16(m.widths, m.hidden, classes, shape),
 }
 OPTIMIZERS: dict[str, Callable[[cfg.Local], optax.GradientTransformation]] = {
     "sgd": lambda c: optax.sgd(c.lr),
@@ -71,15 +75,44 @@ SCHEDULES: dict[str, Callable[[cfg.Pruning], prune.Schedule]] = {
     "linear": lambda p: prune.linear(p.ratio, p.start, p.every, p.steps),
     "cubic": lambda p: prune.cubic(p.ratio, p.start, p.every, p.steps),
 }
+STRUCTURES: dict[str, prune.Structure] = {
+    **dict.fromkeys(("mlp", "cnn", "signal", "vgg16"), prune.chain),
+    **dict.fromkeys(("resnet18", "resnet34"), prune.blocks),
+}
 PRUNABLE: dict[str, prune.Predicate] = {"all": prune.kernels, "dense": prune.named("Dense")}
 IMPORTANCES: dict[str, local.Importance] = {"magnitude": local.magnitude, "change": local.change}
 UPLINKS: dict[str, Callable[[cfg.Uplink], Uplink]] = {
     "ideal": lambda u: link.ideal(),
     "over_the_air": lambda u: link.over_the_air(
-        u.snr_db, u.normalisation, u.packing, fading(u), u.threshold, u.power, u.bandwidth
+        u.snr_db,
+        u.normalisation,
+        u.packing,
+        fading(u),
+        u.threshold,
+        u.power,
+        u.bandwidth,
+        u.repeats,
     ),
     "orthogonal": lambda u: link.orthogonal(
-        u.snr_db, u.rate or None, u.value_bits, fading(u), u.threshold, u.power, u.bandwidth
+        u.snr_db,
+        u.rate or None,
+        u.value_bits,
+        fading(u),
+        u.threshold,
+        u.power,
+        u.bandwidth,
+        u.bitstream,
+    ),
+    "analog": lambda u: link.one_by_one(
+        link.analog(
+            u.snr_db,
+            link.Protection(u.repeats, u.code, u.repeats),
+            u.packing,
+            u.fading,
+            u.csi_error,
+            u.power,
+            u.bandwidth,
+        )
     ),
 }
 
@@ -134,10 +167,25 @@ def fading(u: cfg.Uplink) -> channel.Fading | None:
     )
 
 
-def pruner(p: cfg.Pruning) -> Pruner | None:
-    """None where the server decides no masks."""
-    if p.schedule in ("none", "allocated") or p.structure == "neurons":
+def downlink(d: cfg.Downlink) -> Downlink | None:
+    """None for a perfect one."""
+    if d.link == "ideal":
         return None
+    protection = link.Protection(d.repeats, d.code, d.repeats, d.gamma or None)
+    return link.analog(d.snr_db, protection, d.packing, d.fading, d.csi_error, d.power, d.bandwidth)
+
+
+def pruner(p: cfg.Pruning, structure: prune.Structure) -> Pruner | None:
+    """None where the server decides no masks.
+
+    Args:
+      p: the fields.
+      structure: which weights of the network belong together, for pruning of whole units.
+    """
+    if p.schedule in ("none", "allocated") or p.granularity == "neuron":
+        return None
+    if p.granularity == "unit":
+        return prune.structured(SCHEDULES[p.schedule](p), structure, p.distribution, p.scope)
     return prune.scheduled(
         SCHEDULES[p.schedule](p),
         distribution=p.distribution,
@@ -169,7 +217,7 @@ def local_update(c: cfg.Config, network: Model) -> LocalUpdate:
     if p.schedule == "none" or p.scope != "own":
         return train
     allocated = p.schedule == "allocated"
-    if p.structure == "neurons":
+    if p.granularity == "neuron":
         select = prune.neurons(PRUNABLE[p.layers], down=allocated, form=p.form)
     else:
         select = prune.selection(p.distribution, PRUNABLE[p.layers], down=allocated)
@@ -263,12 +311,12 @@ def algorithm(config: cfg.Config, network: Model, layout: mesh.Layout) -> rounds
         "uplink": uplink(c, network),
         "server": SERVERS[c.server.optimizer](c.server),
         "participation": server.uniform(c.data.clients, cohort),
-        "pruner": pruner(c.pruning),
+        "pruner": pruner(c.pruning, STRUCTURES[c.model.name]),
         "weighting": c.cohort.weighting,
         "layout": layout,
     }
     if tiers is None:
-        return rounds.build(**stages)
+        return rounds.build(**stages, downlink=downlink(c.downlink))
     return hierarchy.build(**stages, cloud=link.ideal(), edges=tiers, edge_rounds=c.edges.rounds)
 
 

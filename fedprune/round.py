@@ -22,6 +22,7 @@ from fedprune.types import (
     Air,
     Clients,
     Cost,
+    Downlink,
     Key,
     LocalUpdate,
     Mask,
@@ -105,6 +106,7 @@ def build(
     layout: mesh.Layout,
     pruner: Pruner | None = None,
     weighting: str = "examples",
+    downlink: Downlink | None = None,
 ) -> Round:
     """Composes the stages into a round.
 
@@ -119,11 +121,13 @@ def build(
       layout: devices, from ``mesh.make``.
       pruner: decides the masks; None trains the dense model.
       weighting: one of ``WEIGHTINGS``.
+      downlink: what clients receive of the broadcast; None: the model itself, for nothing. A
+        client's update is the change from what it received, and its cost is added to the uplink's.
 
     Raises:
       ValueError: an unknown weighting.
     """
-    cohort = trainer(local, uplink, layout, weighting)
+    cohort = trainer(local, uplink, layout, weighting, downlink=downlink)
 
     def init(params: Params) -> State:
         return initial(params, pruner, server)
@@ -139,6 +143,8 @@ def build(
         update, cost = uplink.finish(
             rng.stream(key, "uplink", t), air, Total(received, total.max), shared_mask
         )
+        if downlink is not None:
+            cost = both(cost, downlink.bill(broadcast, shared_mask))
         params, server_state = server.update(state.server, state.params, update)
         params, server_state = tree.where(
             tally.clients > 0, (params, server_state), (state.params, state.server)
@@ -179,6 +185,11 @@ def mean_ratio(air: Air) -> jax.Array:
     return jnp.float32(0.0) if air.ratio is None else jnp.mean(air.ratio)
 
 
+def both(up: Cost, down: Cost) -> Cost:
+    """The cost of two directions. The noise variance is the uplink's, that of the mean update."""
+    return jax.tree.map(jnp.add, up, down)._replace(noise_variance=up.noise_variance)
+
+
 def masks(pruner: Pruner | None, state: State) -> tuple[Mask, Mask, PyTree]:
     """The round's mask, the part of it that clients share, and the pruner's new state."""
     if pruner is None:
@@ -193,6 +204,7 @@ def trainer(
     layout: mesh.Layout,
     weighting: str,
     edges: Edges | None = None,
+    downlink: Downlink | None = None,
 ) -> Cohort:
     """Trains a cohort and adds up what its clients send.
 
@@ -208,6 +220,8 @@ def trainer(
         here: Air = jax.tree.map(lambda leaf: leaf[position], air)
         client = clients.client(k)._replace(ratio=here.ratio)
         received = models if edges is None else jax.tree.map(lambda m: m[edge_of[k]], models)
+        if downlink is not None:
+            received = downlink.send(rng.stream(key, "downlink", u, k), received, mask)
         trained = local(rng.stream(key, "local", u, k), t, received, mask, client)
         size = client.size.astype(jnp.float32)
         one, none = jnp.ones_like(size), jnp.zeros_like(size)

@@ -17,7 +17,7 @@ from jax import lax
 from fedprune import mesh, rng, tree
 from fedprune.local import cross_entropy
 from fedprune.round import Round, RoundInfo, State
-from fedprune.types import Client, Clients, Key, Model, Params, PyTree, Total
+from fedprune.types import Client, Clients, Key, Mask, Model, Params, PyTree, Total
 
 Evaluate = Callable[[State, Clients], Any]
 
@@ -70,10 +70,72 @@ def evaluation(
       pruned: whether the global model is evaluated with the last round's mask.
     """
 
+    measure = _measuring(model, layout, batch)
+
     def evaluate(state: State, test: Clients) -> Metrics:
+        return measure(tree.apply_mask(state.mask, state.params) if pruned else state.params, test)
+
+    return evaluate
+
+
+def delivery(
+    model: Model,
+    layout: mesh.Layout,
+    receive: Callable[[PyTree], Callable[[Key, Params, Mask], Params]],
+    draws: int,
+    batch: int = 500,
+) -> mesh.Compiled:
+    """Accuracy of models as receivers have them, over many draws of the channel.
+
+    Args:
+      model: the network.
+      layout: devices; the cases are spread over those of the arms axis, any number of them.
+      receive: hyper -> (key, params, mask) -> the network's params at the receiver, such as
+        ``Downlink.send`` of ``link.analog``.
+      draws: of the channel, one after another.
+      batch: test examples at a time.
+
+    Returns:
+      (hyper [A], key [A], params [A], masks [A], test) -> accuracies [A, draws] of A cases. Draw i
+      of a case has the key of the address ("delivery", i). Under fading 1 / |h|^2 has no mean:
+      medians over draws say more.
+    """
+    measure = _measuring(model, layout, batch)
+
+    def of_case(case: tuple[PyTree, Key, Params, Mask], test: Clients) -> jax.Array:
+        hyper, key, params, mask = case
+        at_receiver = receive(hyper)
+
+        def draw(i: jax.Array) -> jax.Array:
+            received = at_receiver(rng.stream(key, "delivery", i), params, mask)
+            return measure(received, test).accuracy
+
+        return lax.map(draw, jnp.arange(draws))
+
+    def on_device(cases: PyTree, test: Clients) -> jax.Array:
+        return lax.map(lambda case: of_case(case, test), cases)
+
+    per_arm = (True, False)
+    compiled = jax.jit(mesh.spread(on_device, layout, per_arm))
+    placed = mesh.placed(mesh.finished(compiled, layout), layout, per_arm)
+
+    def run(hyper: PyTree, key: Key, params: Params, mask: Mask, test: Clients) -> jax.Array:
+        count = key.shape[0]
+        idle = -count % layout.arm_devices
+        fill = lambda v: jnp.concatenate([v, *[v[:1]] * idle]) if idle else v
+        return placed(jax.tree.map(fill, (hyper, key, params, mask)), test)[:count]
+
+    return mesh.Compiled(run, lambda *args: placed.lower(args[:-1], args[-1]))
+
+
+def _measuring(
+    model: Model, layout: mesh.Layout, batch: int
+) -> Callable[[Params, Clients], Metrics]:
+    """(params, test) -> accuracy and loss, inside ``mesh.spread``."""
+
+    def measure(params: Params, test: Clients) -> Metrics:
         n = test.labels.shape[0]
         pool = Client(*test._replace(rows=jnp.arange(n, dtype=jnp.int32), size=jnp.int32(n)))
-        params = tree.apply_mask(state.mask, state.params) if pruned else state.params
 
         def some(shared, position: jax.Array) -> Total:
             params, pool = shared
@@ -89,7 +151,7 @@ def evaluation(
         right, loss = total.sum
         return Metrics(right.astype(jnp.float32) / n, loss / n)
 
-    return evaluate
+    return measure
 
 
 def program(

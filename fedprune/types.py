@@ -170,6 +170,20 @@ class Uplink(NamedTuple):
     """(key, the cohort's channels, total over it, mask) -> (estimate of the mean delta, cost)"""
 
 
+class Downlink(NamedTuple):
+    """Server to clients: one model, which every client receives over a channel of its own."""
+
+    send: Callable[[Key, Params, Mask], Params]
+    """(key of one client's channel, params, mask) -> the model as this client has it"""
+    bill: Callable[[Params, Mask], Cost]
+    """(params, mask) -> what one broadcast used; all clients hear it"""
+
+
+Reception = Callable[[Key, jax.Array, Params, Mask], Params]
+"""(key of the step, number of the step over all rounds [] int32, trained params, mask) -> params of
+the network at which the step takes its loss: what a receiver would have."""
+
+
 class Server(NamedTuple):
     """Applies the received mean update to the global model."""
 

@@ -91,7 +91,7 @@ def test_sizes_of_p2s_network():
 
 
 def config(**values):
-    changed = cfg.override(hfl_pruning.get_config("fast"), {"pruning.structure": "neurons"})
+    changed = cfg.override(hfl_pruning.get_config("fast"), {"pruning.granularity": "neuron"})
     return cfg.override(changed, {k.replace("__", "."): v for k, v in values.items()})
 
 
@@ -101,7 +101,7 @@ def test_clients_with_ratios_of_their_own_are_averaged_over_holders():
     params = network.init(jax.random.key(1))
     allocated = cfg.override(
         hfl_adaptive.get_config("fast"),
-        {"pruning.structure": "neurons", "local.batch": 6, "local.steps": 2},
+        {"pruning.granularity": "neuron", "local.batch": 6, "local.steps": 2},
     )
     cfg.validate(allocated)
     train = build.local_update(allocated, network)
@@ -144,7 +144,7 @@ def test_configuration():
         held = train(jax.random.key(0), jnp.int32(0), params, None, clients.client(0)).held
         assert int(held["Dense_0"]["bias"].sum()) == width
         assert build.pruner(changed.pruning) is None
-    with pytest.raises(cfg.ConfigError, match=r"structure='neurons': must come with"):
+    with pytest.raises(cfg.ConfigError, match=r"granularity='neuron': must come with"):
         cfg.validate(config(run__evaluate="pruned"))
 
 

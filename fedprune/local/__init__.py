@@ -2,6 +2,8 @@
 
 from fedprune.local import decay as decay
 from fedprune.local.decay import Decay as Decay
+from fedprune.local.distillation import Distillation as Distillation
+from fedprune.local.distillation import distillation as distillation
 from fedprune.local.optimizers import adjusted as adjusted
 from fedprune.local.own_masks import Importance as Importance
 from fedprune.local.own_masks import allocated as allocated
@@ -11,3 +13,7 @@ from fedprune.local.own_masks import own_masks as own_masks
 from fedprune.local.sgd import cross_entropy as cross_entropy
 from fedprune.local.sgd import microbatch_size as microbatch_size
 from fedprune.local.sgd import sgd as sgd
+from fedprune.local.snr import interpolated as interpolated
+from fedprune.local.snr import pair as pair
+from fedprune.local.snr import sandwich as sandwich
+from fedprune.local.snr import share_of_high as share_of_high
