@@ -70,6 +70,11 @@ def match_path(predicate: Callable[[str, Any], bool], params: Params) -> PyTree:
     )
 
 
+def within(*parts: str) -> Callable[[str, Any], bool]:
+    """A predicate for ``match_path``: whether a leaf's path contains any of some names."""
+    return lambda path, leaf: any(part in path for part in parts)
+
+
 def split(chosen: PyTree, values: PyTree) -> tuple[PyTree, PyTree]:
     """(the leaves that are not chosen, those that are), each with None in place of the others.
 

@@ -8,6 +8,7 @@ from fedprune.local.own_masks import allocated as allocated
 from fedprune.local.own_masks import change as change
 from fedprune.local.own_masks import magnitude as magnitude
 from fedprune.local.own_masks import own_masks as own_masks
+from fedprune.local.personal import Make as Make
 from fedprune.local.personal import alternating as alternating
 from fedprune.local.personal import copies as copies
 from fedprune.local.personal import ditto as ditto
