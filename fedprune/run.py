@@ -166,7 +166,7 @@ def client_evaluation(
         tested = jnp.sum(size > 0)
         tenth = jnp.arange(clients) < (tested + 9) // 10
         ordered = jnp.sort(jnp.where(size > 0, share, jnp.inf))
-        slot = jnp.minimum((share * BINS).astype(jnp.int32), BINS - 1)
+        slot = jnp.minimum(right * BINS // jnp.maximum(size, 1), BINS - 1)
         total = jnp.maximum(size.sum(), 1).astype(jnp.float32)
         return ClientMetrics(
             accuracy=right.sum().astype(jnp.float32) / total,

@@ -8,8 +8,12 @@ import pytest
 from problems import distance, federation, leaves, mlp, same
 
 import fedprune as fp
-from fedprune import link, local, prune, rng, tree
+from experiments import latency_tables, personalization
+from fedprune import build as build_stages
+from fedprune import config as cfg
+from fedprune import experiment, link, local, loop, prune, resources, rng, tree
 from fedprune.types import Clients, Model
+from fedprune.writer import RunDirectory
 
 K, S, SEED = 13, 11, 5
 MODEL = mlp()
@@ -204,28 +208,34 @@ def test_bitwise_on_any_number_of_devices():
     one, *others = [simulate(pruned(strict(n))) for n in (1, 2, 4, 8)]
     for other in others:
         assert same(other, one)
-    fast = fp.mesh.make(clients=4, chunk=2)
-    assert distance(simulate(pruned(fast), rounds=1)[0].personal,
-                    simulate(pruned(strict()), rounds=1)[0].personal) < 1e-5  # fmt: skip
     initial = MODEL.init(rng.stream(KEY, "init"))
     for v, w in zip(leaves(one[0].personal), leaves(initial["Dense_0"]), strict=True):
         assert v.shape == (K, *w.shape)
         assert (v != w).reshape(K, -1).any(1).all(), "everybody was in three rounds of 11 of 13"
 
 
-def test_only_the_cohort_changes_and_no_bad_client():
+@pytest.mark.parametrize("layout", [strict(), fp.mesh.make(clients=4, chunk=3)])
+def test_only_the_cohort_changes_and_no_bad_client(layout):
     """One round: those who were not drawn, or whose update is not finite, keep what they had."""
     bad = np.asarray(CLIENTS.rows)[4, : int(CLIENTS.size[4])]
     clients = CLIENTS._replace(examples=CLIENTS.examples.at[bad].set(np.nan))
     cohort = 6
-    algorithm = build(fedalt(MODEL), local.parts(first, K), strict(), cohort)
+    algorithm = build(fedalt(MODEL), local.parts(first, K), layout, cohort)
     state, info, _ = simulate(algorithm, clients=clients, rounds=1)
     drawn = set(np.asarray(fp.server.uniform(K, cohort).select(rng.stream(KEY, "cohort", 0))))
-    initial = leaves(MODEL.init(rng.stream(KEY, "init"))["Dense_0"]["kernel"])[0]
+    model = MODEL.init(rng.stream(KEY, "init"))
+    initial = np.asarray(model["Dense_0"]["kernel"])
     kernel = np.asarray(state.personal["Dense_0"]["kernel"])
     changed = {k for k in range(K) if (kernel[k] != initial).any()}
     assert changed == drawn - {4}
     assert int(info.excluded[0]) == (4 in drawn)
+    shared, own = tree.split(tree.match_path(first, model), model)
+    train = jax.jit(fedalt(MODEL))
+    for k in changed:  # a row is what its client trains by itself
+        client = clients.client(k)._replace(personal=own)
+        trained = train(rng.stream(KEY, "local", 0, k), jnp.int32(0), shared, None, client)
+        found = jax.tree.map(lambda v, k=k: v[k], state.personal)
+        assert distance(found, trained.personal) < 1e-5
     assert np.isfinite(kernel).all()
 
 
@@ -265,7 +275,7 @@ def test_own_test_sets_against_a_loop():
     algorithm = pruned(strict())
     test = CLIENTS._replace(size=CLIENTS.size.at[3].set(0))
     state, _, metrics = fp.run.simulate(algorithm, MODEL, CLIENTS, test, 2, seed=SEED)
-    shares, right, losses, total = [], 0, 0.0, 0
+    shares, counts, right, losses, total = [], [], 0, 0.0, 0
     for k in range(K):
         rows = np.asarray(test.rows)[k, : int(test.size[k])]
         if not len(rows):
@@ -279,12 +289,13 @@ def test_own_test_sets_against_a_loop():
         losses += (np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y]).sum()
         right, total = right + hits, total + len(rows)
         shares.append(hits / len(rows))
+        counts.append((hits, len(rows)))
     assert len(shares) == 12
     np.testing.assert_allclose(metrics.accuracy, right / total, rtol=1e-6)
     np.testing.assert_allclose(metrics.loss, losses / total, rtol=1e-5)
     np.testing.assert_allclose(metrics.mean, np.mean(shares), rtol=1e-6)
     np.testing.assert_allclose(metrics.worst, np.mean(sorted(shares)[:2]), rtol=1e-6, atol=1e-7)
-    bins = np.histogram(shares, np.linspace(0, 1, fp.run.BINS + 1))[0]
+    bins = [sum(min(20 * h // n, 19) == b for h, n in counts) for b in range(20)]
     np.testing.assert_array_equal(metrics.histogram, bins)
 
 
@@ -292,3 +303,85 @@ def test_impossible_splits_are_refused():
     for predicate, which in ((lambda *_: True, "all"), (lambda *_: False, "none")):
         with pytest.raises(ValueError, match=f"personal: {which} of the model's weights"):
             local.parts(predicate, K).split(MODEL.init(KEY))
+
+
+# From a configuration -----
+
+
+def small(**changed):
+    """P4's algorithm in small: five clients, of whom three take part, on two devices."""
+    config = personalization.get_config("fast")
+    values = {
+        "data.clients": 5, "cohort.size": 3, "model.filters": (2, 2), "model.hidden": (8,),
+        "local.steps": 1, "personal.steps": 1, "local.batch": 4, "run.rounds": 4, "run.seeds": 1,
+        "run.save_every": 2, "mesh.devices": 2,
+    }  # fmt: skip
+    return cfg.override(config, values | changed)
+
+
+class Kept(loop.Checkpoints):
+    """Checkpoints that remember what was saved last."""
+
+    last = None
+
+    def save(self, rounds_done, state):
+        super().save(rounds_done, state)
+        self._manager.wait_until_finished()
+        Kept.last = jax.tree.map(np.asarray, state["state"])
+
+
+def test_interrupted_run_ends_like_an_unbroken_one(tmp_path, monkeypatch):
+    """Stopped in round 4, after the checkpoint of round 2: the same rows and personal parts."""
+    config, arm = small(), cfg.Arm("limit-25", {})
+    monkeypatch.setattr(loop, "Checkpoints", Kept)
+
+    def run(folder):
+        with RunDirectory(tmp_path / folder, cfg.to_json(config)) as directory:
+            experiment.execute(experiment.plan(config, [arm]), directory)
+        return (tmp_path / folder / "metrics.jsonl").read_text(), Kept.last
+
+    rows, state = run("unbroken")
+    write, calls = loop.Metrics.write, []
+
+    def interrupted(self, rows):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        write(self, rows)
+
+    monkeypatch.setattr(loop.Metrics, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("broken")
+    found, again = run("broken")
+    assert found == rows
+    assert len(calls) == 4 + 2
+    assert same(again, state)
+    kernel = state.personal["Conv_0"]["kernel"]
+    assert kernel.shape == (1, 5, 3, 3, 1, 2)
+    assert len({k.tobytes() for k in kernel[0]}) > 1
+
+
+def test_the_configuration_reaches_the_stages():
+    """Table I's setting at width 8: the link has the work that latency_tables fits to it."""
+    values = {"model.filters": (32, 64), "model.hidden": (8,), "uplink.cycles": 20.0}
+    values |= {"local.steps": 10, "personal.steps": 10, "data.clients": 10, "cohort.size": 0}
+    config = small(**values)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(link, "ofdma", lambda work, *_, **__: seen.append(work) or link.ideal())
+        network = fp.models.cnn((32, 64), 3, (8,))
+        build_stages.uplink(config, network, None)
+        flat = {"personal.method": "none", "personal.layers": ()}
+        build_stages.uplink(cfg.override(config, flat), network, None)
+    assert seen[0] == latency_tables.PARTIAL
+    assert seen[1] == resources.hierarchical(18_720, 25_168, 10, 20.0, 32, 1)
+    wide = personalization.get_config("full")
+    assert personalization.global_weights(wide) == 402_688
+    assert wide.uplink.bandwidth / 20e6 == pytest.approx(16.0, rel=1e-12)
+    for layers, says in (
+        (("Conv", "Norm"), "('Norm',)"),
+        (("Conv", "head"), "all of the model's weights"),
+    ):
+        with pytest.raises(cfg.ConfigError, match=r"personal\.layers") as error:
+            build_stages.personal(cfg.override(config, {"personal.layers": layers}), network)
+        assert says in str(error.value)
