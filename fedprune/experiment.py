@@ -95,8 +95,8 @@ def _program(
         train, test = federation()
         key = jnp.stack([jax.random.key(label.seed) for label in labels])
         state = run.start(algorithm, network.init, hyper, key)
-        tables = (test.rows, test.size) if by_client else (None, None)
-        return run.Arms(hyper, key, state, train.rows, train.size, *tables)
+        tests = (test.rows, test.size) if by_client else None
+        return run.Arms(hyper, key, state, train.rows, train.size, tests)
 
     def segment(rounds: int) -> mesh.Compiled:
         per_chunk = config.mesh.arms_per_chunk or None

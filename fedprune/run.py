@@ -62,10 +62,8 @@ class Arms(NamedTuple):
     """[A, K, n_max] index tables, see ``Clients.rows``"""
     size: jax.Array
     """[A, K]"""
-    test_rows: jax.Array | None = None
-    """[A, K, m_max] the clients' own test examples, where they are evaluated on these"""
-    test_size: jax.Array | None = None
-    """[A, K]"""
+    test: tuple[jax.Array, jax.Array] | None = None
+    """the same two of the clients' own test examples, where they are evaluated on these"""
 
 
 def pad(arms: Arms, count: int) -> Arms:
@@ -214,8 +212,8 @@ def program(
 
     def one(arm: Arms, train: Clients, test: Clients):
         clients = train._replace(rows=arm.rows, size=arm.size)
-        if arm.test_rows is not None:
-            test = test._replace(rows=arm.test_rows, size=arm.test_size)
+        if arm.test is not None:
+            test = test._replace(rows=arm.test[0], size=arm.test[1])
         algorithm = build(arm.hyper)
         state, infos = lax.scan(
             lambda state, _: algorithm.step(arm.key, state, clients), arm.state, length=rounds
@@ -232,7 +230,8 @@ def program(
             return lax.map(here, arms)
         return lax.map(here, arms, batch_size=arms_per_chunk)
 
-    divided = State(1, 1, 1, 1, 1, personal=2)
+    leading: Any = dict.fromkeys(State._fields, 1) | {"personal": 2}
+    divided = State(**leading)
     axes = (divided, 1, 0, 0)
     spread = mesh.spread(on_device, layout, axes, (divided, 1, 1))
 

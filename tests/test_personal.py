@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from problems import distance, federation, leaves, mlp, same
+from test_devices import moved_by
 
 import fedprune as fp
 from experiments import latency_tables, personalization
@@ -270,6 +271,26 @@ def test_personal_parts_are_not_sent(predicate):
     assert leaves(own)
 
 
+def test_only_the_cohorts_rows_move_between_devices():
+    """Every collective of the compiled round; K personal parts would be 13, the cohort's are 4."""
+    layout = fp.mesh.make(clients=4)
+    algorithm = build(fedalt(MODEL), local.parts(first, K), layout, cohort=4)
+    state = fp.run.start(lambda _: algorithm, MODEL.init, (), KEY[None])
+    arms = fp.run.Arms((), KEY[None], state, CLIENTS.rows[None], CLIENTS.size[None])
+    program = fp.run.program(lambda _: algorithm, layout, 2)
+    spread = program(arms, CLIENTS, CLIENTS)[0]
+    found = moved_by(program.lower(arms._replace(state=spread), CLIENTS, CLIENTS))
+    model = MODEL.init(KEY)
+    shared, own = (
+        sum(leaf.size for leaf in leaves(part))
+        for part in tree.split(tree.match_path(first, model), model)
+    )
+    moved = sorted(n for _, n in found if n > 8)
+    assert max(moved) < 5 * own
+    assert sum(moved) <= 2 * 4 * own + shared + 8
+    assert sum(n for op, n in found if op == "all-gather") == 4 * own
+
+
 def test_own_test_sets_against_a_loop():
     """The evaluation's five numbers from every client's logits; one client has no test examples."""
     algorithm = pruned(strict())
@@ -312,8 +333,8 @@ def small(**changed):
     """P4's algorithm in small: five clients, of whom three take part, on two devices."""
     config = personalization.get_config("fast")
     values = {
-        "data.clients": 5, "cohort.size": 3, "model.filters": (2, 2), "model.hidden": (8,),
-        "local.steps": 1, "personal.steps": 1, "local.batch": 4, "run.rounds": 4, "run.seeds": 1,
+        "data.clients": 5, "cohort.size": 3, "model.name": "mlp", "model.hidden": (8,),
+        "personal.layers": ("Dense_0",), "local.steps": 1, "personal.steps": 1, "local.batch": 4, "run.rounds": 4, "run.seeds": 1,
         "run.save_every": 2, "mesh.devices": 2,
     }  # fmt: skip
     return cfg.override(config, values | changed)
@@ -356,8 +377,8 @@ def test_interrupted_run_ends_like_an_unbroken_one(tmp_path, monkeypatch):
     assert found == rows
     assert len(calls) == 4 + 2
     assert same(again, state)
-    kernel = state.personal["Conv_0"]["kernel"]
-    assert kernel.shape == (1, 5, 3, 3, 1, 2)
+    kernel = state.personal["Dense_0"]["kernel"]
+    assert kernel.shape == (1, 5, 784, 8)
     assert len({k.tobytes() for k in kernel[0]}) > 1
 
 
@@ -365,6 +386,7 @@ def test_the_configuration_reaches_the_stages():
     """Table I's setting at width 8: the link has the work that latency_tables fits to it."""
     values = {"model.filters": (32, 64), "model.hidden": (8,), "uplink.cycles": 20.0}
     values |= {"local.steps": 10, "personal.steps": 10, "data.clients": 10, "cohort.size": 0}
+    values |= {"model.name": "cnn", "personal.layers": ("Conv",)}
     config = small(**values)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
