@@ -334,8 +334,8 @@ def small(**changed):
     config = personalization.get_config("fast")
     values = {
         "data.clients": 5, "cohort.size": 3, "model.name": "mlp", "model.hidden": (8,),
-        "personal.layers": ("Dense_0",), "local.steps": 1, "personal.steps": 1, "local.batch": 4, "run.rounds": 4, "run.seeds": 1,
-        "run.save_every": 2, "mesh.devices": 2,
+        "personal.layers": ("Dense_0",), "local.steps": 1, "personal.steps": 1, "local.batch": 4,
+        "run.rounds": 4, "run.seeds": 1, "run.save_every": 2, "mesh.devices": 2,
     }  # fmt: skip
     return cfg.override(config, values | changed)
 
