@@ -67,7 +67,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments import latency_tables
 from fedprune import report as rp
+from fedprune import resources
 from fedprune.config import Arm, Config, ConfigError, spec, to_json
 from fedprune.writer import Row
 
@@ -211,6 +213,21 @@ def cost_table(rows: Sequence[Row], names: Sequence[str]) -> str:
     return rp.table(["arm", "ms a round", "mean rho (%)", "channel uses", "joules"], body)
 
 
+def width_table(config: Config) -> str:
+    """Table I's setting with FC layers of width 8 and, as P4 states, of width 128, in 20 MHz."""
+    preset, body = latency_tables.PRESETS["personalized"], []
+    for weights in (TABLE_WEIGHTS, 402_688):
+        work = resources.personalized(latency_tables.CONV, weights, 10.0, 10.0, 20.0, 32.0, 1.0)
+        found = latency_tables.simulate(preset._replace(work=work), config.run.seeds, 200)
+        took = [
+            str(rp.interval(found.milliseconds[scheme].mean(1)))
+            for scheme in latency_tables.SCHEMES
+        ]
+        body.append([f"{weights:,}", *took, str(rp.interval(100 * found.ratio.mean((1, 2))))])
+    body.append(["Table I", "25", "38", "38", "55", "–"])
+    return rp.table(["global weights", *latency_tables.SCHEMES.values(), "mean rho (%)"], body)
+
+
 def _mean(rows: Sequence[Row], arm: str, column: str) -> np.ndarray:
     """Over all rounds, [seeds]."""
     return rp.curves(rows, arm, column)[1].mean(1)
@@ -270,6 +287,7 @@ def report(config: Personalization, rows: Sequence[Row], folder: Path) -> str:
     tables = {
         heading: client_table(rows, names),
         "What the arms with a channel take": cost_table(rows, names),
+        "Latency of a round in 20 MHz, ms: both widths, T_th 25 ms": width_table(config),
     }
     (folder / "figures").mkdir(exist_ok=True)
     ylim = rp.accuracy_limits(rows, names)
