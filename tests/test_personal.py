@@ -272,7 +272,7 @@ def test_personal_parts_are_not_sent(predicate):
 
 
 def test_only_the_cohorts_rows_move_between_devices():
-    """Every collective of the compiled round: all personal parts would be 12, the cohort's are 4."""
+    """Every collective of the compiled round: there are 12 personal parts, the cohort's are 4."""
     layout, clients = fp.mesh.make(clients=4), CLIENTS._replace(size=CLIENTS.size[:12])
     algorithm = build(
         fedalt(MODEL), local.parts(first, 12), layout, participation=fp.server.uniform(12, 4)
