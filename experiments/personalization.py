@@ -39,10 +39,10 @@ are more global weights; all times but those of the personal part are then Table
 
 P4 gives a learning rate of 0.001 and no optimizer, no numbers of steps and no number of labels. Two
 labels a client mean that every label has two clients, so that there is somebody to learn from. Both
-parts train by SGD with momentum 0.9 at 0.02: of 0.005, 0.01, 0.02 and 0.05 the best in ``fast`` with
-seed 0, for personal-only (97.6 %, and 16 % at 0.05) as for flat (68.7 %). ``full`` has 0.01: with
-its network and steps, personal-only had 98 % after six rounds on the embedded images, seed 0, and
-40 % at 0.02. FedAlt's 2 tau steps and FedSim's tau steps of both parts take the same cycles in P4's
+parts train by SGD with momentum 0.9 at 0.02: of 0.005, 0.01, 0.02 and 0.05 the best in ``fast``
+with seed 0, for personal-only (97.6 %, and 16 % at 0.05) as for flat (68.7 %). ``full`` has 0.01:
+with its network and steps, personal-only had 98 % after six rounds on the embedded images, seed 0,
+and 40 % at 0.02. FedAlt's 2 tau steps and FedSim's tau steps of both parts take the same cycles in P4's
 count. Clients weigh the same in the mean.
 
 Fixed before any result but those trials was seen: accuracy is the mean over clients of the accuracy
@@ -284,8 +284,8 @@ def report(config: Personalization, rows: Sequence[Row], folder: Path) -> str:
     """Writes summary, tables and figures; returns the text to print."""
     names = [arm.name for arm in arms(config)]
     heading = (
-        f"Last {LAST} tests in {config.run.rounds} rounds, mean ± 95 % over {config.run.seeds} seeds;"
-        " then clients of all seeds by their accuracy (%) in the last round"
+        f"Last {LAST} tests in {config.run.rounds} rounds, mean ± 95 % over {config.run.seeds}"
+        " seeds; then clients of all seeds by their accuracy (%) in the last round"
     )
     tables = {
         heading: client_table(rows, names),
