@@ -168,6 +168,42 @@ def test_ditto_and_tuning_on_quadratics():
     np.testing.assert_allclose(found[1]["w"][:, 0], last, rtol=1e-5)
 
 
+def test_fedsim_with_a_mask():
+    """A pruned weight stays zero; the other global one and the personal one move as without it."""
+    model = quadratic("pruned", "u", "v")
+    optimizer = optax.partition({"u": optax.sgd(ETA_U), "v": optax.sgd(ETA_V)},
+                                {"pruned": "u", "u": "u", "v": "v"})  # fmt: skip
+    train = jax.jit(local.simultaneous(descent(TAU_U, optimizer)(model)))
+    zero, one = jnp.zeros(1), jnp.ones(1)
+    client = quadratics().client(2)._replace(personal={"pruned": None, "u": None, "v": one})
+    mask = {"pruned": zero > 0, "u": one > 0, "v": None}
+    trained = train(KEY, jnp.int32(0), {"pruned": zero, "u": one, "v": None}, mask, client)
+    way = (1 - (1 - ETA_U - ETA_V) ** TAU_U) * (2 - TARGETS[2])
+    assert trained.delta["pruned"] == 0
+    np.testing.assert_allclose(trained.delta["u"], -ETA_U / (ETA_U + ETA_V) * way, rtol=1e-5)
+    np.testing.assert_allclose(trained.personal["v"], 1 - ETA_V / (ETA_U + ETA_V) * way, rtol=1e-5)
+    assert trained.delta["v"] is None
+
+
+def test_personal_statistics():
+    """Running means m <- (m + a_k) / 2 that are personal follow in the personal steps only."""
+
+    def train(p, x):
+        m = p["statistics"]["m"]
+        return 0.5 * jnp.square(p["w"] - x[:, 0]), {**p, "statistics": {"m": (m + x.mean(0)) / 2}}
+
+    start = {"w": jnp.full((1,), 0.25), "statistics": {"m": jnp.zeros(1)}}
+    model = Model(lambda key: start, lambda p, x: train(p, x)[0], train)
+    update = local.alternating(
+        model, descent(TAU_V, ETA_V), local.frozen(model, descent(TAU_U, ETA_U))
+    )
+    shared, own = run_quadratic(model, update, local.parts(tree.within("statistics"), 4))
+    expected = (1 - 0.5 ** (3 * TAU_V)) * TARGETS
+    np.testing.assert_allclose(own["statistics"]["m"][:, 0], expected, rtol=1e-5)
+    w = TARGETS.mean() + (1 - ETA_U) ** (3 * TAU_U) * (0.25 - TARGETS.mean())
+    np.testing.assert_allclose(shared["w"], [w], rtol=1e-5)
+
+
 # On a network -----
 
 
