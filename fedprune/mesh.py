@@ -271,7 +271,8 @@ def collect(
 def take_rows(blocks: PyTree, ids: jax.Array) -> PyTree:
     """Rows ``ids`` [S] of arrays [K, ...] that are divided over the clients axis: [S, ...] on all.
 
-    Must run inside ``spread``, where every device has its block [K / devices, ...].
+    Must run inside ``spread``, where every device has its block [K / devices, ...], of 32-bit
+    numbers.
     """
 
     def one(block: jax.Array) -> jax.Array:
