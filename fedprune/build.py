@@ -6,6 +6,7 @@ builds one run and a program of many arms.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,7 @@ from fedprune import (
 from fedprune import config as cfg
 from fedprune import round as rounds
 from fedprune.data.partition import Partitioner
-from fedprune.types import Downlink, LocalUpdate, Model, Pruner, Server, Uplink
+from fedprune.types import Downlink, LocalUpdate, Model, Personal, Pruner, Server, Uplink
 
 PARTITIONERS: dict[str, Callable[[cfg.Data, data.Dataset], Partitioner]] = {
     "iid": lambda d, _: data.iid(d.clients),
@@ -194,41 +195,80 @@ def pruner(p: cfg.Pruning, structure: prune.Structure) -> Pruner | None:
     )
 
 
+def personal(c: cfg.Config, network: Model) -> Personal | None:
+    """What clients keep to themselves; None: nothing.
+
+    Raises:
+      ConfigError: layers that the network does not have, or that leave nothing to share.
+    """
+    if c.personal.method == "none":
+        return None
+    if c.personal.method in ("ditto", "tuned"):
+        return local.copies(c.data.clients)
+    try:
+        for layers in (*((part,) for part in c.personal.layers), c.personal.layers):
+            found = local.parts(tree.within(*layers), c.data.clients)
+            jax.eval_shape(lambda key, of=found: of.split(network.init(key)), jax.random.key(0))
+    except ValueError as e:
+        raise cfg.ConfigError(f"personal.layers={layers!r}: {e}") from e
+    return found
+
+
 def local_update(c: cfg.Config, network: Model) -> LocalUpdate:
     """Training of one client."""
+    p, method = c.pruning, c.personal.method
 
-    def sgd(steps: int, epochs: int) -> LocalUpdate:
-        return local.sgd(
-            network,
-            local.adjusted(
-                OPTIMIZERS[c.local.optimizer](c.local),
-                weight_decay=_unless_zero(c.local.weight_decay),
-                clip=_unless_zero(c.local.clip),
-            ),
+    def optimizer(lr: Any) -> optax.GradientTransformation:
+        return local.adjusted(
+            OPTIMIZERS[c.local.optimizer](dataclasses.replace(c.local, lr=lr)),
+            weight_decay=_unless_zero(c.local.weight_decay),
+            clip=_unless_zero(c.local.clip),
+        )
+
+    def sgd(steps: int, epochs: int = 0, by=None, prox: Any = c.local.prox) -> local.Make:
+        return lambda model: local.sgd(
+            model,
+            by or optimizer(c.local.lr),
             batch=c.local.batch,
             microbatch=c.local.microbatch,
             steps=steps or None,
             epochs=epochs or None,
-            prox=_unless_zero(c.local.prox),
+            prox=_unless_zero(prox),
             decay=DECAYS[c.local.schedule](c.local, c.run.rounds),
         )
 
-    train, p = sgd(c.local.steps, c.local.epochs), c.pruning
-    if p.schedule == "none" or p.scope != "own":
-        return train
-    allocated = p.schedule == "allocated"
-    if p.granularity == "neuron":
-        select = prune.neurons(PRUNABLE[p.layers], down=allocated, form=p.form)
+    def shared(train: local.Make) -> LocalUpdate:
+        in_parts = method in ("alternating", "simultaneous")
+        return local.frozen(network, train) if in_parts else train(network)
+
+    own = optimizer(c.personal.lr)
+    if method == "simultaneous":
+        rates = {True: own, False: optimizer(c.local.lr)}
+        is_own = tree.within(*c.personal.layers)
+        both = optax.partition(rates, lambda params: tree.match_path(is_own, params))
+        train = local.simultaneous(sgd(c.local.steps, c.local.epochs, both)(network))
     else:
-        select = prune.selection(p.distribution, PRUNABLE[p.layers], down=allocated)
-    return local.own_masks(
-        sgd(p.warm_up, 0),
-        train,
-        select,
-        local.allocated if allocated else lambda t, _: SCHEDULES[p.schedule](p)(t),
-        IMPORTANCES[p.importance],
-        rewind=p.rewind == "yes",
-    )
+        train = shared(sgd(c.local.steps, c.local.epochs))
+    if p.schedule != "none" and p.scope == "own":
+        allocated = p.schedule == "allocated"
+        if p.granularity == "neuron":
+            select = prune.neurons(PRUNABLE[p.layers], down=allocated, form=p.form)
+        else:
+            select = prune.selection(p.distribution, PRUNABLE[p.layers], down=allocated)
+        train = local.own_masks(
+            shared(sgd(p.warm_up)),
+            train,
+            select,
+            local.allocated if allocated else lambda t, _: SCHEDULES[p.schedule](p)(t),
+            IMPORTANCES[p.importance],
+            rewind=p.rewind == "yes",
+        )
+    if method == "alternating":
+        return local.alternating(network, sgd(c.personal.steps, 0, own, 0), train)
+    if method == "ditto":
+        own = optax.chain(optax.add_decayed_weights(c.personal.pull), own)
+        return local.ditto(network, sgd(c.personal.steps, 0, own, 0), train)
+    return local.tuned(train) if method == "tuned" else train
 
 
 def edges(c: cfg.Config) -> rounds.Edges | None:
@@ -267,22 +307,28 @@ def _ofdma(c: cfg.Config, network: Model) -> Uplink:
     distance = np.concatenate(
         [np.linspace(u.nearest, u.farthest, n) for n in _server_sizes(c) if n]
     )
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    shapes, own = jax.eval_shape(network.init, jax.random.key(0)), None
+    keeps = personal(c, network)
+    if keeps is not None:
+        shapes, own = keeps.split(shapes)
 
-    def weights(chosen: prune.Predicate) -> int:
-        counted = tree.match_path(chosen, shapes)
-        return sum(jax.tree.leaves(jax.tree.map(lambda s, c: s.size if c else 0, shapes, counted)))
+    def weights(chosen: prune.Predicate, part: Any = shapes) -> int:
+        counted = tree.match_path(chosen, part)
+        return sum(jax.tree.leaves(jax.tree.map(lambda s, c: s.size if c else 0, part, counted)))
 
     prunable = weights(PRUNABLE[p.layers])
     pruned = p.schedule != "none"
-    work = resources.hierarchical(
-        weights(prune.kernels) - prunable,
+    steps = {"simultaneous": c.local.steps, "tuned": 0}
+    work = resources.personalized(
+        weights(prune.kernels, own),
         prunable,
+        steps.get(c.personal.method, c.personal.steps),
         c.local.steps,
         u.cycles,
         u.value_bits,
         warm_steps=p.warm_up if pruned and u.bill_warm_up == "yes" else 0,
         payload=u.payload if pruned else "values",
+        fixed_weights=weights(prune.kernels) - prunable,
     )
     where = jnp.asarray(distance, jnp.float32)
     bands = edges(c) if u.bands == "server" else None
@@ -316,7 +362,8 @@ def algorithm(config: cfg.Config, network: Model, layout: mesh.Layout) -> rounds
         "layout": layout,
     }
     if tiers is None:
-        return rounds.build(**stages, downlink=downlink(c.downlink))
+        ways = {"downlink": downlink(c.downlink), "personal": personal(c, network)}
+        return rounds.build(**stages, **ways)
     return hierarchy.build(**stages, cloud=link.ideal(), edges=tiers, edge_rounds=c.edges.rounds)
 
 

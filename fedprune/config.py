@@ -153,6 +153,29 @@ class Cohort:
 
 
 @dataclass
+class Personal:
+    """What clients keep to themselves."""
+
+    method: str = spec(
+        "none",
+        "nothing; layers trained before the global ones (FedAlt) or with them (FedSim); a whole"
+        " model pulled towards the global one (Ditto); or the model that local training makes of"
+        " the global one (fine-tuning)",
+        choices=("none", "alternating", "simultaneous", "ditto", "tuned"),
+    )
+    layers: tuple[str, ...] = spec(
+        (), "parts of the paths of personal layers, such as Conv (alternating, simultaneous)"
+    )
+    lr: float = spec(
+        0.1, "learning rate of what is personal (not: tuned)", low=0, high=1e3, traced=True
+    )
+    steps: int = spec(5, "steps a round (alternating, ditto)", low=1, high=1_000_000)
+    pull: float = spec(
+        0.1, "lambda of Ditto's pull towards the global model", low=0, high=1e6, traced=True
+    )
+
+
+@dataclass
 class Edges:
     """Edge servers between the clients and the cloud."""
 
@@ -378,6 +401,11 @@ class Run:
         "which global model is evaluated: with the round's mask, or as the server has it",
         choices=("pruned", "dense"),
     )
+    test: str = spec(
+        "pooled",
+        "the global model on all test examples, or every client's model on its own",
+        choices=("pooled", "clients"),
+    )
     seeds: int = spec(3, "repetitions with seeds 0, 1, ...", low=1, high=10_000)
 
 
@@ -391,6 +419,7 @@ class Config:
     model: Model = field(default_factory=Model)
     local: Local = field(default_factory=Local)
     cohort: Cohort = field(default_factory=Cohort)
+    personal: Personal = field(default_factory=Personal)
     edges: Edges = field(default_factory=Edges)
     pruning: Pruning = field(default_factory=Pruning)
     uplink: Uplink = field(default_factory=Uplink)
@@ -639,6 +668,21 @@ def _validate_together(c: Config) -> None:
         u.fading != "none" or (u.antennas, u.csi_error, u.farthest) == (1, 0.0, 0.0),
         f"uplink.fading={u.fading!r}: must be rayleigh or rician for uplink.antennas={u.antennas},"
         f" uplink.csi_error={u.csi_error}, uplink.farthest={u.farthest}",
+    )
+    own = c.personal
+    require(
+        bool(own.layers) == (own.method in ("alternating", "simultaneous")),
+        f"personal.layers={own.layers!r}: must be given for personal.method='alternating' and"
+        f" 'simultaneous' and for no other (is {own.method!r})",
+    )
+    require(
+        own.method == "none" or (c.run.test, c.edges.servers) == ("clients", 0),
+        f"personal.method={own.method!r}: must come with run.test='clients' (is {c.run.test!r}) and"
+        f" edges.servers=0 (is {c.edges.servers})",
+    )
+    require(
+        own.method != "simultaneous" or c.local.prox == 0,
+        f"local.prox={c.local.prox}: must be 0 for personal.method='simultaneous'",
     )
     if c.model.name == "cnn":
         require(
