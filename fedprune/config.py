@@ -576,7 +576,8 @@ def _validate_together(c: Config) -> None:
     require(
         p.granularity != "neuron"
         or (p.scope, p.layers, c.run.evaluate) == ("own", "dense", "dense"),
-        f"pruning.granularity={p.granularity!r}: must come with pruning.scope='own' (is {p.scope!r}),"
+        f"pruning.granularity={p.granularity!r}: must come with pruning.scope='own' (is"
+        f" {p.scope!r}),"
         f" pruning.layers='dense' (is {p.layers!r}) and run.evaluate='dense'"
         f" (is {c.run.evaluate!r})",
     )
