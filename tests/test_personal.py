@@ -428,9 +428,9 @@ def test_the_configuration_reaches_the_stages():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(link, "ofdma", lambda work, *_, **__: seen.append(work) or link.ideal())
         network = fp.models.cnn((32, 64), 3, (8,))
-        build_stages.uplink(config, network, None)
+        build_stages.uplink(config, network)
         flat = {"personal.method": "none", "personal.layers": ()}
-        build_stages.uplink(cfg.override(config, flat), network, None)
+        build_stages.uplink(cfg.override(config, flat), network)
     assert seen[0] == latency_tables.PARTIAL
     assert seen[1] == resources.hierarchical(18_720, 25_168, 10, 20.0, 32, 1)
     wide = personalization.get_config("full")
