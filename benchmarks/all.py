@@ -22,10 +22,12 @@ RESULTS = Path(__file__).parent / "results"
 STEPS = {
     **{f"{name}_cpu": ["benchmarks.run", f"--workload={name}"] for name in NAMES},
     "topk_cpu": ["benchmarks.topk"],
+    "shrink_cpu": ["benchmarks.shrink"],
     "arms_cpu": ["benchmarks.arms"],
     "startup_cpu": ["benchmarks.startup"],
     "overhead_cpu": ["benchmarks.overhead"],
     "options_cpu": ["benchmarks.options"],
+    "hierarchy_cpu": ["benchmarks.hierarchy"],
 }
 """file -> module and its flags"""
 

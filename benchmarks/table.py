@@ -105,6 +105,7 @@ TABLES: dict[str, tuple[str, Callable[[str], str]]] = {
     "startup": ("startup", plain("start", "compile_s", "process_s")),
     "overhead": ("overhead", plain("variant", "round_s", "percent_over_bare")),
     "stages": ("overhead", plain("stage", "seconds", "percent")),
+    "hierarchy": ("hierarchy", plain("variant", "cloud_round_s", "time_over_flat", "turns")),
     "options": ("options", plain("workload", "setting", "time_over_default")),
 }
 """name in the page -> (file of results, how it becomes a table)"""

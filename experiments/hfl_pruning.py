@@ -8,21 +8,29 @@ that hold it, P2 (12); the cloud averages the edge servers, P2 (13). Links are p
 network is P2's: 32 and 64 filters of 3×3, 8 hidden units, of whose 25,168 fully connected weights
 the share 0, 30, 50, 70, 90 % is pruned. The global model is evaluated dense, as in P2.
 
-  fast   about 5 minutes on 2 cores: embedded Fashion-MNIST, 8 cloud rounds × 4 edge rounds ×
-         5 steps of 16 examples, 3 seeds
-  full   about an hour: all of Fashion-MNIST, P2's 10 × 5 × 10, batch 32, 3 seeds
-  paper  as ``full`` with Table II's batch 128, learning rate 0.001 read as plain SGD's, and 100
-         cloud rounds, one seed; resumable
+  fast     under 5 minutes on 2 cores: embedded Fashion-MNIST, 8 cloud rounds × 4 edge rounds ×
+           5 steps of 16 examples, 3 seeds
+  full     about an hour: all of Fashion-MNIST, 30 cloud rounds of P2's 5 edge rounds × 10 steps,
+           batch 32, 3 seeds
+  mnist    as ``full`` on MNIST
+  cifar10  as ``full`` on CIFAR-10, whose images make it 4096-8-10: P2's sizes are of 28×28 ones
+  paper    as ``full`` with all of Table II: batch 128, learning rate 0.001 read as plain SGD's, 10
+           cloud rounds; resumable
+
+``--config.pruning.granularity=neuron`` prunes whole neurons, P2 (3).
 
 P2's Table II gives a learning rate of 0.001 and no optimizer. Plain SGD at 0.001 hardly trains in
-the stated number of rounds (the literal reading, variant ``paper``), so ``fast`` and ``full`` use
-plain SGD at 0.2. Of SGD at 0.05, 0.1 and 0.2, momentum at 0.003, 0.01 and 0.02, and Adam at 0.001
-and 0.003 it was the best on the unpruned network of ``fast`` with seed 0 (75 % after the last
-round).
+the stated number of rounds: that literal reading is the arm "0 %, literal" (at the variant's batch
+size) and the variant ``paper``. The others use plain SGD at 0.2. Of SGD at 0.05, 0.1 and 0.2,
+momentum at 0.003, 0.01 and 0.02, and Adam at 0.001 and 0.003 it was the best on the unpruned
+network of ``fast`` with seed 0 (75 % after the last round). On all of Fashion-MNIST, seed 0, the
+unpruned network has 76.5 % after P2's 10 cloud rounds, stays above 85 % from round 22 on and has
+87.1 % after 30, which is why ``full`` has 30.
 
 Fixed before any result was seen: accuracies after the last round, paired by seed, 95 % Student
 intervals. Accuracy falls with the ratio ("held" if the difference lies above 0): 0 above 50 %, 0
-above 90 %, 50 above 90 %.
+above 90 %, 50 above 90 %. Added before the first run of ``full`` with all its arms: the loss rises
+in the same way, and the unpruned network reaches 85 % on all of Fashion-MNIST (after seed 0 had).
 """
 
 from collections.abc import Sequence
@@ -32,6 +40,13 @@ from pathlib import Path
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, spec, to_json
 from fedprune.writer import Row
+
+DATASETS = {
+    "full": "fashion_mnist", "mnist": "mnist", "cifar10": "cifar10", "paper": "fashion_mnist"
+}  # fmt: skip
+"""variant -> set"""
+LITERAL = 0.001
+"""Table II's learning rate"""
 
 
 @dataclass
@@ -57,17 +72,16 @@ def setting(config: Config, variant: str) -> None:
     if variant == "fast":
         config.edges.rounds, config.local.steps, config.local.batch = 4, 5, 16
         config.run.rounds, config.run.save_every = 8, 2
-    elif variant in ("full", "paper"):
-        config.data.name = "fashion_mnist"
+    elif variant in DATASETS:
+        config.data.name = DATASETS[variant]
         config.edges.rounds, config.local.steps, config.local.batch = 5, 10, 32
-        config.run.rounds, config.run.save_every = 10, 1
+        config.run.rounds, config.run.save_every = 30, 1
         if variant == "paper":
-            config.local.lr, config.local.batch = 0.001, 128
-            config.run.rounds, config.run.seeds = 100, 1
+            config.local.lr, config.local.batch, config.run.rounds = LITERAL, 128, 10
     else:
         raise ConfigError(
-            f"variant {variant!r} of {config.experiment.split('.')[-1]}: must be one of fast, full,"
-            " paper"
+            f"variant {variant!r} of {config.experiment.split('.')[-1]}: must be one of fast, "
+            + ", ".join(DATASETS)
         )
 
 
@@ -80,8 +94,11 @@ def get_config(variant: str = "fast") -> HflPruning:
 
 
 def arms(config: HflPruning) -> list[Arm]:
-    """Every ratio, in one program."""
-    return [Arm(_name(ratio), {"pruning.ratio": ratio}) for ratio in (0.0, *config.ratios)]
+    """Every ratio, and Table II's learning rate read literally, in one program."""
+    found = [Arm(_name(ratio), {"pruning.ratio": ratio}) for ratio in (0.0, *config.ratios)]
+    if config.local.lr != LITERAL:
+        found.append(Arm("0 %, literal", {"pruning.ratio": 0.0, "local.lr": LITERAL}))
+    return found
 
 
 def _name(ratio: float) -> str:
@@ -103,16 +120,33 @@ def report(config: HflPruning, rows: Sequence[Row], folder: Path) -> str:
     table = rp.table(["pruned", "accuracy (%)", "loss"], body)
     verdicts = []
     for less, more in ((0.0, 0.5), (0.0, 0.9), (0.5, 0.9)):
-        if {_name(less), _name(more)} <= set(names):
-            accuracy = [100 * rp.final(rows, _name(r), "test_accuracy") for r in (less, more)]
-            held, found = rp.judge(accuracy[0] - accuracy[1], 0.0)
-            text = f"{_name(less)} pruned is more accurate than {_name(more)}"
-            identity = f"{100 * less:g}-above-{100 * more:g}"
-            verdicts.append(rp.Verdict(identity, "P2 VI-A", text, held, f"{found} points"))
+        if not {_name(less), _name(more)} <= set(names):
+            continue
+        for column, text, sign, unit in (
+            ("test_accuracy", "is more accurate than", 100, "points"),
+            ("test_loss", "has a smaller loss than", -1, "nats"),
+        ):
+            first, second = (sign * rp.final(rows, _name(r), column) for r in (less, more))
+            held, found = rp.judge(first - second, 0.0)
+            identity = f"{column}-{100 * less:g}-{100 * more:g}"
+            text = f"{_name(less)} pruned {text} {_name(more)}"
+            value = f"{found.mean:.2g} ± {found.half:.2g} {unit}"
+            verdicts.append(rp.Verdict(identity, "P2 VI-A", text, held, value))
+    if config.data.name == "fashion_mnist":
+        held, found = rp.judge(100 * rp.final(rows, _name(0.0), "test_accuracy"), 85.0)
+        text = "the unpruned network reaches 85 %"
+        verdicts.append(rp.Verdict("reaches-85", "our setting", text, held, f"{found} %"))
     (folder / "figures").mkdir(exist_ok=True)
-    ylim = rp.accuracy_limits(rows, names)
-    shown = {name: f"{name} pruned" for name in names}
-    rp.accuracy_figure(folder / "figures" / "accuracy", rows, shown, "HFL, fixed ratios", ylim, [])
+    fixed = [name for name in names if "literal" not in name]
+    ylim = rp.accuracy_limits(rows, fixed)
+    shown = {name: f"{name} pruned" for name in fixed}
+    for name, column, limits in (("accuracy", "test_accuracy", ylim), ("loss", "test_loss", None)):
+        path = folder / "figures" / name
+        rp.accuracy_figure(path, rows, shown, "HFL, fixed ratios", limits, column=column)
+    final = {config.data.name: [100 * rp.final(rows, name, "test_accuracy") for name in fixed]}
+    ratios = [0.0, *(100 * ratio for ratio in config.ratios)]
+    ylabel = "final test accuracy (%)"
+    rp.line_figure(folder / "figures" / "ratios", ratios, final, "pruned (%)", ylabel)
     return rp.write_run(
         folder, "hfl_pruning", to_json(config), rows, names, {heading: table}, verdicts,
         "Claims of P2",

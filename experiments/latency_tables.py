@@ -25,6 +25,7 @@ ratio is at a limit, the printed closed form is exact, and no device loses all i
 
 Fixed before the numbers of this file were seen: 5 seeds of 200 rounds; intervals are Student's over
 the seeds' means; a claim held, or did not, if its 95 % interval lies above, or below, its limit.
+P2's Fig. 6 (``processors``, two claims and a figure) was added later, its rules before its numbers.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from fedprune import allocation, channel, resources
+from fedprune import allocation, channel, resources, rng
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
 from fedprune.writer import Row
@@ -167,6 +168,7 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
     found = {name: simulate(p, config.run.seeds, config.run.rounds) for name, p in PRESETS.items()}
     (folder / "figures").mkdir(exist_ok=True)
     figure(folder / "figures" / "allocation", found)
+    capability_figure(folder / "figures" / "capability")
     heading = (
         f"Latency of a round in ms: mean ± 95 % interval over {config.run.seeds} seeds, and"
         f" standard deviation over all {config.run.seeds * config.run.rounds} rounds"
@@ -177,8 +179,9 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
         "What the tables need": needs_table(),
     }
     return rp.write_run(
-        folder, "latency_tables", to_json(config), rows, [], tables, claims(found), "Claims"
-    )
+        folder, "latency_tables", to_json(config), rows, [], tables,
+        claims(found) + capability(config.run.seeds, config.run.rounds), "Claims",
+    )  # fmt: skip
 
 
 def latency_table(found: dict[str, Rounds]) -> str:
@@ -288,6 +291,80 @@ def claims(found: dict[str, Rounds]) -> list[rp.Verdict]:
         for id, paper, text, above, values, unit in rules
         for held, interval in [rp.judge(values, above)]
     ]
+
+
+def processors(seeds: int, rounds: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Setting ``interior`` with processors of 2 to 4 GHz, drawn anew in every round (P2 Fig. 6).
+
+    Returns:
+      Frequencies in Hz, optimal shares and pruning ratios, each [S, R, N].
+    """
+    preset = PRESETS["interior"]
+    distance, ids = jnp.linspace(*preset.places), jnp.arange(preset.places[2])
+
+    def of_round(seed: jax.Array, t: jax.Array):
+        key = jax.random.key(seed)
+        gain = channel.orthogonal_gains(key, t, ids, distance, preset.antennas)
+        rate = resources.full_rate(gain, POWER, NOISE, BANDWIDTH)
+        draw = rng.stream(key, "frequency", t)
+        frequency = jax.random.uniform(draw, ids.shape, minval=2e9, maxval=4e9)
+        best = allocation.optimal(
+            allocation.problem(preset.work, frequency, rate, preset.threshold)
+        )
+        return frequency, best.share, best.ratio
+
+    every = jax.jit(jax.vmap(jax.vmap(of_round, (None, 0)), (0, None)))
+    frequency, share, ratio = map(np.asarray, every(jnp.arange(seeds), jnp.arange(rounds)))
+    return frequency, share, ratio
+
+
+def capability(seeds: int, rounds: int) -> list[rp.Verdict]:
+    """What P2 says of its Fig. 6, over all pairs of devices in ``processors``."""
+    frequency, share, ratio = processors(seeds, rounds)
+    faster = frequency[..., :, None] > frequency[..., None, :]
+
+    def percent(better: np.ndarray) -> np.ndarray:
+        return 100 * (faster & better).sum((1, 2, 3)) / faster.sum((1, 2, 3))
+
+    found = {
+        "band": percent(share[..., :, None] > share[..., None, :]),
+        "pruning": percent(ratio[..., :, None] < ratio[..., None, :]),
+    }
+    texts = {"band": "has more band", "pruning": "prunes less"}
+    return [
+        rp.Verdict(f"faster-{name}", "P2 Fig. 6",
+                   f"interior: of two devices the faster one {texts[name]} (95 %)",
+                   held, f"{interval} % of pairs")
+        for name, values in found.items()
+        for held, interval in [rp.judge(values, 95.0)]
+    ]  # fmt: skip
+
+
+def capability_figure(path: Path) -> None:
+    """Share and pruning ratio of one of five equally far P2 devices against its processor."""
+    preset = PRESETS["interior"]
+    frequency = np.linspace(1.5e9, 6e9, 200)
+    every = jnp.full((200, 5), FREQUENCY).at[:, 0].set(frequency)
+    gain = channel.path_gain(jnp.full(5, np.mean(preset.places[:2])))
+    rate = resources.full_rate(gain, POWER, NOISE, BANDWIDTH)
+
+    def solve(f: jax.Array, limit: float):
+        best = allocation.optimal(allocation.problem(preset.work, f, rate, limit))
+        return best.share[0], best.ratio[0]
+
+    with plt.rc_context(rp.STYLE):
+        drawing, axes = plt.subplots(1, 2, figsize=(8.4, 3.5), layout="constrained")
+        colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, 4))
+        for ms, colour in zip((25, 30, 35, 40), colours, strict=True):
+            share, ratio = jax.jit(jax.vmap(lambda f, t=ms / 1e3: solve(f, t)))(every)
+            axes[0].plot(frequency / 1e9, share, color=colour, label=f"{ms} ms")
+            axes[1].plot(frequency / 1e9, 100 * ratio, color=colour)
+        axes[0].set(xlabel="its processor (GHz), 3 of the others", ylabel="share of the band")
+        axes[1].set(xlabel="its processor (GHz), 3 of the others", ylabel="pruning ratio (%)")
+        axes[0].legend(frameon=False, fontsize=8, title="T_th")
+        for each in axes:
+            each.grid(alpha=0.25, lw=0.6)
+        rp.save(drawing, path)
 
 
 def figure(path: Path, found: dict[str, Rounds]) -> None:

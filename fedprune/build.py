@@ -6,6 +6,7 @@ builds one run and a program of many arms.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,7 @@ from fedprune import (
 from fedprune import config as cfg
 from fedprune import round as rounds
 from fedprune.data.partition import Partitioner
-from fedprune.types import LocalUpdate, Model, Pruner, Server, Uplink
+from fedprune.types import Downlink, LocalUpdate, Model, Personal, Pruner, Server, Uplink
 
 PARTITIONERS: dict[str, Callable[[cfg.Data, data.Dataset], Partitioner]] = {
     "iid": lambda d, _: data.iid(d.clients),
@@ -46,8 +47,12 @@ MODELS: dict[str, Callable[[cfg.Model, int, tuple[int, ...]], Model]] = {
         m.filters, m.kernel, m.stem_kernel, m.stem_stride, m.hidden, classes, shape
     ),
     "resnet18": lambda m, classes, shape: models.resnet18(
-        classes, shape, m.norm, m.groups, m.statistics, m.widths
+        classes, shape, m.norm, m.groups, m.statistics, m.widths, m.stem
     ),
+    "resnet34": lambda m, classes, shape: models.resnet34(
+        classes, shape, m.norm, m.groups, m.statistics, m.widths, m.stem
+    ),
+    "vgg16": lambda m, classes, shape: models.small_vgg16(m.widths, m.hidden, classes, shape),
 }
 OPTIMIZERS: dict[str, Callable[[cfg.Local], optax.GradientTransformation]] = {
     "sgd": lambda c: optax.sgd(c.lr),
@@ -71,15 +76,44 @@ SCHEDULES: dict[str, Callable[[cfg.Pruning], prune.Schedule]] = {
     "linear": lambda p: prune.linear(p.ratio, p.start, p.every, p.steps),
     "cubic": lambda p: prune.cubic(p.ratio, p.start, p.every, p.steps),
 }
+STRUCTURES: dict[str, prune.Structure] = {
+    **dict.fromkeys(("mlp", "cnn", "signal", "vgg16"), prune.chain),
+    **dict.fromkeys(("resnet18", "resnet34"), prune.blocks),
+}
 PRUNABLE: dict[str, prune.Predicate] = {"all": prune.kernels, "dense": prune.named("Dense")}
 IMPORTANCES: dict[str, local.Importance] = {"magnitude": local.magnitude, "change": local.change}
 UPLINKS: dict[str, Callable[[cfg.Uplink], Uplink]] = {
     "ideal": lambda u: link.ideal(),
     "over_the_air": lambda u: link.over_the_air(
-        u.snr_db, u.normalisation, u.packing, fading(u), u.threshold, u.power, u.bandwidth
+        u.snr_db,
+        u.normalisation,
+        u.packing,
+        fading(u),
+        u.threshold,
+        u.power,
+        u.bandwidth,
+        u.repeats,
     ),
     "orthogonal": lambda u: link.orthogonal(
-        u.snr_db, u.rate or None, u.value_bits, fading(u), u.threshold, u.power, u.bandwidth
+        u.snr_db,
+        u.rate or None,
+        u.value_bits,
+        fading(u),
+        u.threshold,
+        u.power,
+        u.bandwidth,
+        u.bitstream,
+    ),
+    "analog": lambda u: link.one_by_one(
+        link.analog(
+            u.snr_db,
+            link.Protection(u.repeats, u.code, u.repeats),
+            u.packing,
+            u.fading,
+            u.csi_error,
+            u.power,
+            u.bandwidth,
+        )
     ),
 }
 
@@ -134,10 +168,25 @@ def fading(u: cfg.Uplink) -> channel.Fading | None:
     )
 
 
-def pruner(p: cfg.Pruning) -> Pruner | None:
-    """None where the server decides no masks."""
-    if p.schedule in ("none", "allocated"):
+def downlink(d: cfg.Downlink) -> Downlink | None:
+    """None for a perfect one."""
+    if d.link == "ideal":
         return None
+    protection = link.Protection(d.repeats, d.code, d.repeats, d.gamma or None)
+    return link.analog(d.snr_db, protection, d.packing, d.fading, d.csi_error, d.power, d.bandwidth)
+
+
+def pruner(p: cfg.Pruning, structure: prune.Structure) -> Pruner | None:
+    """None where the server decides no masks.
+
+    Args:
+      p: the fields.
+      structure: which weights of the network belong together, for pruning of whole units.
+    """
+    if p.schedule in ("none", "allocated") or p.granularity == "neuron":
+        return None
+    if p.granularity == "unit":
+        return prune.structured(SCHEDULES[p.schedule](p), structure, p.distribution, p.scope)
     return prune.scheduled(
         SCHEDULES[p.schedule](p),
         distribution=p.distribution,
@@ -146,88 +195,143 @@ def pruner(p: cfg.Pruning) -> Pruner | None:
     )
 
 
+def personal(c: cfg.Config, network: Model) -> Personal | None:
+    """What clients keep to themselves; None: nothing.
+
+    Raises:
+      ConfigError: layers that the network does not have, or that leave nothing to share.
+    """
+    if c.personal.method == "none":
+        return None
+    if c.personal.method in ("ditto", "tuned"):
+        return local.copies(c.data.clients)
+    try:
+        for layers in (*((part,) for part in c.personal.layers), c.personal.layers):
+            found = local.parts(tree.within(*layers), c.data.clients)
+            jax.eval_shape(lambda key, of=found: of.split(network.init(key)), jax.random.key(0))
+    except ValueError as e:
+        raise cfg.ConfigError(f"personal.layers={layers!r}: {e}") from e
+    return found
+
+
 def local_update(c: cfg.Config, network: Model) -> LocalUpdate:
     """Training of one client."""
+    p, method = c.pruning, c.personal.method
 
-    def sgd(steps: int, epochs: int) -> LocalUpdate:
-        return local.sgd(
-            network,
-            local.adjusted(
-                OPTIMIZERS[c.local.optimizer](c.local),
-                weight_decay=_unless_zero(c.local.weight_decay),
-                clip=_unless_zero(c.local.clip),
-            ),
+    def optimizer(lr: Any) -> optax.GradientTransformation:
+        return local.adjusted(
+            OPTIMIZERS[c.local.optimizer](dataclasses.replace(c.local, lr=lr)),
+            weight_decay=_unless_zero(c.local.weight_decay),
+            clip=_unless_zero(c.local.clip),
+        )
+
+    def sgd(steps: int, epochs: int = 0, by=None, prox: Any = c.local.prox) -> local.Make:
+        return lambda model: local.sgd(
+            model,
+            by or optimizer(c.local.lr),
             batch=c.local.batch,
             microbatch=c.local.microbatch,
             steps=steps or None,
             epochs=epochs or None,
-            prox=_unless_zero(c.local.prox),
+            prox=_unless_zero(prox),
             decay=DECAYS[c.local.schedule](c.local, c.run.rounds),
         )
 
-    train, p = sgd(c.local.steps, c.local.epochs), c.pruning
-    if p.schedule == "none" or p.scope != "own":
-        return train
-    allocated = p.schedule == "allocated"
-    return local.own_masks(
-        sgd(p.warm_up, 0),
-        train,
-        prune.selection(p.distribution, PRUNABLE[p.layers], down=allocated),
-        local.allocated if allocated else lambda t, _: SCHEDULES[p.schedule](p)(t),
-        IMPORTANCES[p.importance],
-        rewind=p.rewind == "yes",
-    )
+    def shared(train: local.Make) -> LocalUpdate:
+        in_parts = method in ("alternating", "simultaneous")
+        return local.frozen(network, train) if in_parts else train(network)
+
+    own = optimizer(c.personal.lr)
+    if method == "simultaneous":
+        rates = {True: own, False: optimizer(c.local.lr)}
+        is_own = tree.within(*c.personal.layers)
+        both = optax.partition(rates, lambda params: tree.match_path(is_own, params))
+        train = local.simultaneous(sgd(c.local.steps, c.local.epochs, both)(network))
+    else:
+        train = shared(sgd(c.local.steps, c.local.epochs))
+    if p.schedule != "none" and p.scope == "own":
+        allocated = p.schedule == "allocated"
+        if p.granularity == "neuron":
+            select = prune.neurons(PRUNABLE[p.layers], down=allocated, form=p.form)
+        else:
+            select = prune.selection(p.distribution, PRUNABLE[p.layers], down=allocated)
+        train = local.own_masks(
+            shared(sgd(p.warm_up)),
+            train,
+            select,
+            local.allocated if allocated else lambda t, _: SCHEDULES[p.schedule](p)(t),
+            IMPORTANCES[p.importance],
+            rewind=p.rewind == "yes",
+        )
+    if method == "alternating":
+        return local.alternating(network, sgd(c.personal.steps, 0, own, 0), train)
+    if method == "ditto":
+        own = optax.chain(optax.add_decayed_weights(c.personal.pull), own)
+        return local.ditto(network, sgd(c.personal.steps, 0, own, 0), train)
+    return local.tuned(train) if method == "tuned" else train
 
 
 def edges(c: cfg.Config) -> rounds.Edges | None:
     """Which edge server each client belongs to, in the order of the clients; None if flat."""
     if not c.edges.servers:
         return None
-    sizes = c.edges.sizes or [
-        len(part) for part in np.array_split(np.arange(c.data.clients), c.edges.servers)
-    ]
+    sizes = _server_sizes(c)
     return rounds.Edges(jnp.asarray(np.repeat(np.arange(len(sizes)), sizes)), len(sizes))
 
 
-def uplink(c: cfg.Config, network: Model, tiers: rounds.Edges | None) -> Uplink:
+def _server_sizes(c: cfg.Config) -> list[int]:
+    """Clients of each server, the one server's if there are no edge servers."""
+    if c.edges.sizes:
+        return list(c.edges.sizes)
+    parts = np.array_split(np.arange(c.data.clients), max(1, c.edges.servers))
+    return [len(part) for part in parts]
+
+
+def uplink(c: cfg.Config, network: Model) -> Uplink:
     """How the updates of a cohort reach the server, or the edge servers."""
     u = c.uplink
-    values = _ofdma(c, network, tiers) if u.link == "ofdma" else UPLINKS[u.link](u)
+    values = _ofdma(c, network) if u.link == "ofdma" else UPLINKS[u.link](u)
     if u.division == "all":
         return values
     exact = u.link != "over_the_air"
-    largest = c.data.clients if tiers is None else int(np.bincount(np.asarray(tiers.of)).max())
+    largest = max(_server_sizes(c))
     least: Any = u.min_holders * c.data.clients / ((c.cohort.size or c.data.clients) * largest)
     if exact:  # whoever holds it counts, however few examples the client has
         least = jnp.where(u.min_holders <= 1, 1e-9, least)
     return link.holders(values, link.ideal() if exact else values, least)
 
 
-def _ofdma(c: cfg.Config, network: Model, tiers: rounds.Edges | None) -> Uplink:
+def _ofdma(c: cfg.Config, network: Model) -> Uplink:
     """Devices of a server stand equally far from one another, from the nearest to the farthest."""
-    u, p, k = c.uplink, c.pruning, c.data.clients
-    server = np.zeros(k, int) if tiers is None else np.asarray(tiers.of)
+    u, p = c.uplink, c.pruning
     distance = np.concatenate(
-        [np.linspace(u.nearest, u.farthest, n) for n in np.bincount(server) if n]
+        [np.linspace(u.nearest, u.farthest, n) for n in _server_sizes(c) if n]
     )
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    shapes, own = jax.eval_shape(network.init, jax.random.key(0)), None
+    keeps = personal(c, network)
+    if keeps is not None:
+        shapes, own = keeps.split(shapes)
 
-    def weights(chosen: prune.Predicate) -> int:
-        counted = tree.match_path(chosen, shapes)
-        return sum(jax.tree.leaves(jax.tree.map(lambda s, c: s.size if c else 0, shapes, counted)))
+    def weights(chosen: prune.Predicate, part: Any = shapes) -> int:
+        counted = tree.match_path(chosen, part)
+        return sum(jax.tree.leaves(jax.tree.map(lambda s, c: s.size if c else 0, part, counted)))
 
     prunable = weights(PRUNABLE[p.layers])
     pruned = p.schedule != "none"
-    work = resources.hierarchical(
-        weights(prune.kernels) - prunable,
+    steps = {"simultaneous": c.local.steps, "tuned": 0}
+    work = resources.personalized(
+        weights(prune.kernels, own),
         prunable,
+        steps.get(c.personal.method, c.personal.steps),
         c.local.steps,
         u.cycles,
         u.value_bits,
         warm_steps=p.warm_up if pruned and u.bill_warm_up == "yes" else 0,
         payload=u.payload if pruned else "values",
+        fixed_weights=weights(prune.kernels) - prunable,
     )
     where = jnp.asarray(distance, jnp.float32)
+    bands = edges(c) if u.bands == "server" else None
     return link.ofdma(
         work,
         lambda root, t, ids: channel.orthogonal_gains(root, t, ids, where[ids], u.antennas),
@@ -236,10 +340,11 @@ def _ofdma(c: cfg.Config, network: Model, tiers: rounds.Edges | None) -> Uplink:
         power=u.power,
         noise=u.noise,
         bandwidth=u.bandwidth,
-        edge=None if tiers is None else tiers.of,
-        edges=1 if tiers is None else tiers.servers,
+        edge=None if bands is None else bands.of,
+        edges=1 if bands is None else bands.servers,
         scheme=u.scheme,
         rho_max=u.rho_max,
+        scaled=u.noise_of == "share",
     )
 
 
@@ -249,15 +354,16 @@ def algorithm(config: cfg.Config, network: Model, layout: mesh.Layout) -> rounds
     cohort, tiers = c.cohort.size or c.data.clients, edges(c)
     stages: dict[str, Any] = {
         "local": local_update(c, network),
-        "uplink": uplink(c, network, tiers),
+        "uplink": uplink(c, network),
         "server": SERVERS[c.server.optimizer](c.server),
         "participation": server.uniform(c.data.clients, cohort),
-        "pruner": pruner(c.pruning),
+        "pruner": pruner(c.pruning, STRUCTURES[c.model.name]),
         "weighting": c.cohort.weighting,
         "layout": layout,
     }
     if tiers is None:
-        return rounds.build(**stages)
+        ways = {"downlink": downlink(c.downlink), "personal": personal(c, network)}
+        return rounds.build(**stages, **ways)
     return hierarchy.build(**stages, cloud=link.ideal(), edges=tiers, edge_rounds=c.edges.rounds)
 
 

@@ -39,7 +39,14 @@ class Data:
     name: str = spec(
         "fashion_mnist_10k",
         "dataset",
-        choices=("fashion_mnist_10k", "fashion_mnist", "mnist", "cifar10", "bearing"),
+        choices=(
+            "fashion_mnist_10k",
+            "fashion_mnist",
+            "mnist",
+            "cifar10",
+            "tiny_imagenet",
+            "bearing",
+        ),
     )
     dir: str = spec("", "folder of prepared or raw datasets; empty: $FEDPRUNE_DATA")
     download: str = spec(
@@ -54,13 +61,16 @@ class Data:
     classes_per_client: int = spec(2, "classes of a client (label_k)", low=1, high=256)
     shards_per_client: int = spec(2, "shards of a client (shards)", low=1, high=1_000_000)
     clients: int = spec(20, "clients in the federation, K", low=1, high=1_000_000)
+    examples: int = spec(0, "training examples that are used, the first ones; 0: all", low=0)
 
 
 @dataclass
 class Model:
     """The network."""
 
-    name: str = spec("cnn", "architecture", choices=("cnn", "mlp", "signal", "resnet18"))
+    name: str = spec(
+        "cnn", "architecture", choices=("cnn", "mlp", "signal", "resnet18", "resnet34", "vgg16")
+    )
     filters: tuple[int, ...] = spec(
         (8, 16), "filters of each convolution block (cnn, signal)", low=1
     )
@@ -69,10 +79,15 @@ class Model:
     stem_stride: int = spec(8, "stride of the first convolution (signal)", low=1, high=4096)
     hidden: tuple[int, ...] = spec((32,), "widths of the hidden dense layers", low=1)
     widths: tuple[int, ...] = spec(
-        (64, 128, 256, 512), "filters of each stage (resnet18)", low=1, high=65536
+        (64, 128, 256, 512), "filters of each stage (resnet, vgg16)", low=1, high=65536
     )
-    norm: str = spec("group", "normalisation (resnet18)", choices=("group", "batch"))
+    norm: str = spec("group", "normalisation (resnet)", choices=("group", "batch"))
     groups: int = spec(32, "groups of channels (group norm)", low=1)
+    stem: str = spec(
+        "small",
+        "3×3 convolution, or 7×7 of stride 2 with max-pooling (resnet)",
+        choices=("small", "large"),
+    )
     statistics: str = spec(
         "exchanged",
         "what the evaluation normalises by (batch norm): running statistics that are trained, sent"
@@ -138,6 +153,29 @@ class Cohort:
 
 
 @dataclass
+class Personal:
+    """What clients keep to themselves."""
+
+    method: str = spec(
+        "none",
+        "nothing; layers trained before the global ones (FedAlt) or with them (FedSim); a whole"
+        " model pulled towards the global one (Ditto); or the model that local training makes of"
+        " the global one (fine-tuning)",
+        choices=("none", "alternating", "simultaneous", "ditto", "tuned"),
+    )
+    layers: tuple[str, ...] = spec(
+        (), "parts of the paths of personal layers, such as Conv (alternating, simultaneous)"
+    )
+    lr: float = spec(
+        0.1, "learning rate of what is personal (not: tuned)", low=0, high=1e3, traced=True
+    )
+    steps: int = spec(5, "steps a round (alternating, ditto)", low=1, high=1_000_000)
+    pull: float = spec(
+        0.1, "lambda of Ditto's pull towards the global model", low=0, high=1e6, traced=True
+    )
+
+
+@dataclass
 class Edges:
     """Edge servers between the clients and the cloud."""
 
@@ -165,6 +203,18 @@ class Pruning:
         "all", "which kernels are prunable: all, or fully connected ones", choices=("all", "dense")
     )
     distribution: str = spec("global", "ranking of weights", choices=("global", "layer"))
+    granularity: str = spec(
+        "weight",
+        "what is pruned as a whole: a weight; a unit, which is a filter or a neuron with all its"
+        " weights (P3); or a neuron of a fully connected layer, by clients' own masks, P2 (3)",
+        choices=("weight", "unit", "neuron"),
+    )
+    form: str = spec(
+        "derived",
+        "which share of each layer's neurons stays (neuron): sqrt(1 - ratio), which prunes the"
+        " ratio of the weights; or the ratio itself, as printed in P2 (3)",
+        choices=("derived", "printed"),
+    )
     scope: str = spec(
         "server",
         "what the round's mask applies to: the global model, or what clients receive; own: clients"
@@ -189,7 +239,21 @@ class Uplink:
     """How updates reach the server."""
 
     link: str = spec(
-        "over_the_air", "kind of uplink", choices=("ideal", "over_the_air", "orthogonal", "ofdma")
+        "over_the_air",
+        "kind of uplink; orthogonal: bits, analog: symbols, both in channel uses of each client's"
+        " own",
+        choices=("ideal", "over_the_air", "orthogonal", "analog", "ofdma"),
+    )
+    code: str = spec(
+        "repetition",
+        "how a weight becomes symbols (over_the_air, analog); spirals do not add up on the air",
+        choices=("repetition", "spiral"),
+    )
+    repeats: int = spec(1, "symbols a weight (over_the_air, analog)", low=1, high=64)
+    bitstream: str = spec(
+        "fixed",
+        "bits of rounded values (orthogonal): value_bits each, or what an entropy coder takes",
+        choices=("fixed", "entropy"),
     )
     rate: float = spec(0.0, "bits a channel use (orthogonal); 0: capacity", low=0)
     value_bits: int = spec(32, "bits of a weight (orthogonal: at most 32; ofdma)", low=2, high=64)
@@ -232,11 +296,22 @@ class Uplink:
     scheme: str = spec(
         "optimal",
         "how band and pruning are allocated (ofdma): together; or equal shares with the pruning"
-        " that they need, with the optimal pruning, or with none",
-        choices=("optimal", "equal", "post_hoc", "unpruned"),
+        " that they need, with the optimal pruning, or with none; or the papers' closed form",
+        choices=("optimal", "equal", "post_hoc", "unpruned", "printed"),
+    )
+    bands: str = spec(
+        "server",
+        "whose the band is (ofdma): every edge server has one, or all of them share one, as printed"
+        " in P2 (27)",
+        choices=("server", "shared"),
     )
     rho_max: float = spec(1.0, "largest pruning ratio (ofdma)", above=0, high=1, traced=True)
     noise: float = spec(1e-14, "noise power over the band in W (ofdma)", above=0, traced=True)
+    noise_of: str = spec(
+        "band",
+        "which noise a device's rate has (ofdma): the whole band's, as in P2 (10), or its share's",
+        choices=("band", "share"),
+    )
     frequency: float = spec(3e9, "processor cycles a second (ofdma)", above=0, traced=True)
     cycles: float = spec(
         1.0, "processor cycles for a step of one weight (ofdma)", low=0, traced=True
@@ -249,6 +324,32 @@ class Uplink:
     bill_warm_up: str = spec(
         "yes", "whether warm-up steps take time and energy (ofdma)", choices=("yes", "no")
     )
+
+
+@dataclass
+class Downlink:
+    """How the model reaches the clients (P3)."""
+
+    link: str = spec(
+        "ideal",
+        "kind of downlink: perfect and free; or analog symbols, one broadcast for all",
+        choices=("ideal", "analog"),
+    )
+    snr_db: float = spec(10.0, "P / no in dB at each client", low=-100, high=200, traced=True)
+    code: str = spec(
+        "repetition",
+        "how a weight becomes symbols",
+        choices=("repetition", "spiral"),
+    )
+    repeats: int = spec(1, "symbols a weight; spirals: a power of two", low=1, high=64)
+    gamma: float = spec(0.0, "of spirals; 0: the best for each layer", low=0, high=100)
+    packing: str = spec("complex", "reals per symbol: two or one", choices=("complex", "real"))
+    fading: str = spec("none", "one gain a client and round", choices=("none", "rayleigh"))
+    csi_error: float = spec(
+        0.0, "variance of the channel estimate's error", low=0, high=1e3, traced=True
+    )
+    power: float = spec(1.0, "power budget of the server in W", above=0, traced=True)
+    bandwidth: float = spec(1e6, "channel uses a second", above=0, traced=True)
 
 
 @dataclass
@@ -300,6 +401,11 @@ class Run:
         "which global model is evaluated: with the round's mask, or as the server has it",
         choices=("pruned", "dense"),
     )
+    test: str = spec(
+        "pooled",
+        "the global model on all test examples, or every client's model on its own",
+        choices=("pooled", "clients"),
+    )
     seeds: int = spec(3, "repetitions with seeds 0, 1, ...", low=1, high=10_000)
 
 
@@ -313,9 +419,11 @@ class Config:
     model: Model = field(default_factory=Model)
     local: Local = field(default_factory=Local)
     cohort: Cohort = field(default_factory=Cohort)
+    personal: Personal = field(default_factory=Personal)
     edges: Edges = field(default_factory=Edges)
     pruning: Pruning = field(default_factory=Pruning)
     uplink: Uplink = field(default_factory=Uplink)
+    downlink: Downlink = field(default_factory=Downlink)
     server: Server = field(default_factory=Server)
     mesh: Mesh = field(default_factory=Mesh)
     run: Run = field(default_factory=Run)
@@ -460,11 +568,19 @@ def _validate_together(c: Config) -> None:
         c.local.schedule != "exponential" or c.local.schedule_end > 0,
         f"local.schedule_end={c.local.schedule_end}: must be above 0 for the exponential schedule",
     )
-    if c.model.name == "resnet18" and c.model.norm == "group":
+    if c.model.name.startswith("resnet") and c.model.norm == "group":
         require(
             all(width % c.model.groups == 0 for width in c.model.widths),
             f"model.widths={c.model.widths!r}: must be multiples of model.groups={c.model.groups}",
         )
+    require(
+        p.granularity != "neuron"
+        or (p.scope, p.layers, c.run.evaluate) == ("own", "dense", "dense"),
+        f"pruning.granularity={p.granularity!r}: must come with pruning.scope='own' (is"
+        f" {p.scope!r}),"
+        f" pruning.layers='dense' (is {p.layers!r}) and run.evaluate='dense'"
+        f" (is {c.run.evaluate!r})",
+    )
     u = c.uplink
     require(
         p.schedule != "allocated" or (u.link, p.scope) == ("ofdma", "own"),
@@ -479,6 +595,46 @@ def _validate_together(c: Config) -> None:
     require(
         u.link != "orthogonal" or u.value_bits <= 32,
         f"uplink.value_bits={u.value_bits}: must be at most 32 for uplink.link='orthogonal'",
+    )
+    require(
+        u.link != "over_the_air" or u.code == "repetition",
+        f"uplink.code={u.code!r}: must be repetition for uplink.link='over_the_air', since only"
+        " linear codes survive superposition",
+    )
+    require(
+        u.bitstream == "fixed" or (u.link == "orthogonal" and u.value_bits <= 12),
+        f"uplink.bitstream={u.bitstream!r}: must come with uplink.link='orthogonal' (is {u.link!r})"
+        f" and uplink.value_bits={u.value_bits} of at most 12",
+    )
+    for name, way in (("uplink", u), ("downlink", c.downlink)):
+        require(
+            way.code != "spiral" or way.repeats & (way.repeats - 1) == 0,
+            f"{name}.repeats={way.repeats}: must be a power of two for {name}.code='spiral'",
+        )
+    require(
+        u.repeats == 1 or u.link in ("over_the_air", "analog"),
+        f"uplink.repeats={u.repeats}: must be 1 for uplink.link={u.link!r}",
+    )
+    require(
+        u.link != "analog" or (u.fading != "rician" and u.antennas == 1 and u.farthest == 0),
+        f"uplink.fading={u.fading!r}: must be none or rayleigh for uplink.link='analog', with"
+        f" uplink.antennas={u.antennas} of 1 and uplink.farthest={u.farthest} of 0",
+    )
+    require(
+        u.link != "analog" or u.division == "all",
+        f"uplink.division={u.division!r}: must be all for uplink.link='analog'",
+    )
+    require(
+        c.downlink.link == "ideal" or not c.edges.servers,
+        f"downlink.link={c.downlink.link!r}: must be ideal for edges.servers={c.edges.servers}",
+    )
+    require(
+        p.granularity != "unit" or p.layers == "all",
+        f"pruning.layers={p.layers!r}: must be all for pruning.granularity={p.granularity!r}",
+    )
+    require(
+        p.granularity != "unit" or p.scope != "own",
+        f"pruning.granularity={p.granularity!r}: must not be unit for pruning.scope={p.scope!r}",
     )
     require(
         c.edges.servers <= c.data.clients,
@@ -513,6 +669,21 @@ def _validate_together(c: Config) -> None:
         u.fading != "none" or (u.antennas, u.csi_error, u.farthest) == (1, 0.0, 0.0),
         f"uplink.fading={u.fading!r}: must be rayleigh or rician for uplink.antennas={u.antennas},"
         f" uplink.csi_error={u.csi_error}, uplink.farthest={u.farthest}",
+    )
+    own = c.personal
+    require(
+        bool(own.layers) == (own.method in ("alternating", "simultaneous")),
+        f"personal.layers={own.layers!r}: must be given for personal.method='alternating' and"
+        f" 'simultaneous' and for no other (is {own.method!r})",
+    )
+    require(
+        own.method == "none" or (c.run.test, c.edges.servers) == ("clients", 0),
+        f"personal.method={own.method!r}: must come with run.test='clients' (is {c.run.test!r}) and"
+        f" edges.servers=0 (is {c.edges.servers})",
+    )
+    require(
+        own.method != "simultaneous" or c.local.prox == 0,
+        f"local.prox={c.local.prox}: must be 0 for personal.method='simultaneous'",
     )
     if c.model.name == "cnn":
         require(

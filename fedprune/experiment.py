@@ -51,6 +51,8 @@ def plan(config: cfg.Config, arms: Sequence[cfg.Arm]) -> Plan:
     dataset = data.load(
         config.data.name, config.data.dir or None, download=config.data.download == "yes"
     )
+    if config.data.examples:
+        dataset = data.first(dataset, config.data.examples)
     groups: dict[tuple, list[cfg.Arm]] = {}
     traced = cfg.traced_paths(config)
     for arm in arms:
@@ -80,7 +82,7 @@ def _program(
     labels = [loop.Label(arm.name, seed) for arm in arms for seed in range(config.run.seeds)]
     network = build.model(config, dataset)
     layout = build.layout(config.mesh, len(labels))
-    hyper = _hyper(config, arms)
+    hyper, by_client = _hyper(config, arms), config.run.test == "clients"
 
     def algorithm(values: dict[str, jax.Array]):
         return build.algorithm(cfg.override(config, values), network, layout)
@@ -92,15 +94,22 @@ def _program(
         return data.federate(dataset, [by_seed[label.seed] for label in labels])
 
     def start() -> run.Arms:
-        train = federation().train
+        train, test = federation()
         key = jnp.stack([jax.random.key(label.seed) for label in labels])
         state = run.start(algorithm, network.init, hyper, key)
-        return run.Arms(hyper, key, state, train.rows, train.size)
+        tests = (test.rows, test.size) if by_client else None
+        return run.Arms(hyper, key, state, train.rows, train.size, tests)
 
     def segment(rounds: int) -> mesh.Compiled:
         per_chunk = config.mesh.arms_per_chunk or None
         pruned = config.run.evaluate == "pruned"
-        evaluate = run.evaluation(network, layout, pruned=pruned)
+        evaluate: run.Evaluate
+        if by_client:
+            own = build.personal(config, network)
+            clients = config.data.clients
+            evaluate = run.client_evaluation(network, layout, clients, own, pruned=pruned)
+        else:
+            evaluate = run.evaluation(network, layout, pruned=pruned)
         compiled = run.program(algorithm, layout, rounds, evaluate, per_chunk)
         train, test = jax.device_put(federation(), layout.replicated())
         return mesh.Compiled(

@@ -93,7 +93,7 @@ def build(
         """Edge models after one edge round; every server's cost and tally, each [G]; mean ratio."""
         ids = participation.select(rng.stream(key, "cohort", u))
         air = uplink.prepare(key, u, ids)
-        total = cohort(key, t, u, models, mask, clients, ids, air)
+        total, _ = cohort(key, t, u, models, mask, clients, ids, air)
 
         def finish(edge: tuple[jax.Array, Total]) -> tuple[Params, Cost]:
             g, total = edge

@@ -124,7 +124,7 @@ def _train(
     checkpoints.close()
 
 
-def _rows(program: Program, done: int, infos: RoundInfo, measured: run.Metrics) -> list[Row]:
+def _rows(program: Program, done: int, infos: RoundInfo, measured: Any) -> list[Row]:
     """A row a round and arm; the test metrics stand in the last round's."""
     infos, measured = jax.tree.map(np.asarray, (infos, measured))
     columns: dict[str, Any] = {**infos._asdict(), **infos.cost._asdict()}
@@ -136,6 +136,6 @@ def _rows(program: Program, done: int, infos: RoundInfo, measured: run.Metrics) 
             row: Row = {"program": program.name, **label._asdict(), "round": done + r + 1}
             row |= {name: values[a, r].item() for name, values in columns.items()}
             if r == length - 1:
-                row |= {f"test_{k}": v[a].item() for k, v in measured._asdict().items()}
+                row |= {f"test_{k}": v[a].tolist() for k, v in measured._asdict().items()}
             rows.append(row)
     return rows

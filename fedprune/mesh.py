@@ -73,11 +73,11 @@ class Layout:
         return 1 if self.reduction == "fast" else self.lanes // self.client_devices
 
     def replicated(self) -> NamedSharding:
-        return NamedSharding(self.mesh, jax.P())
+        return NamedSharding(self.mesh, spec(0))
 
     def per_arm(self) -> NamedSharding:
         """Arrays whose leading axis counts arms."""
-        return NamedSharding(self.mesh, jax.P(ARMS))
+        return NamedSharding(self.mesh, spec(1))
 
 
 def make(clients: int | None = None, arms: int = 1, **layout: Any) -> Layout:
@@ -100,18 +100,28 @@ def make(clients: int | None = None, arms: int = 1, **layout: Any) -> Layout:
     return Layout(jax.make_mesh((arms, clients), (ARMS, CLIENTS), axes, devices=devices), **layout)
 
 
-def spread(fn: Callable, layout: Layout, per_arm: tuple[Any, ...]) -> Callable:
+def spec(axes: int) -> jax.P:
+    """How an array lies on the mesh of whose leading axes so many are divided over devices.
+
+    0: none, 1: the first, which counts arms, 2: and the second, which counts clients.
+    """
+    return jax.P(*(ARMS, CLIENTS)[:axes])
+
+
+def spread(fn: Callable, layout: Layout, axes: tuple[Any, ...], results: Any = 1) -> Callable:
     """Runs ``fn`` on every device of the mesh: the only ``shard_map`` of the package.
 
     Args:
-      fn: a function of pytrees; sees its own slice of the arguments that are per arm.
-      per_arm: for every argument, a pytree prefix of booleans: does its leading axis count arms?
+      fn: a function of pytrees; sees its own slice of the arguments that are divided.
+      axes: for every argument, a pytree prefix of numbers: how many of its leading axes are divided
+        over the mesh, see ``spec``. Their lengths must be multiples of the devices.
+      results: the same for what it returns.
 
     Returns:
-      A function with the same arguments; all its results have a leading axis of arms.
+      A function with the same arguments.
     """
-    specs = jax.tree.map(lambda arms: jax.P(ARMS) if arms else jax.P(), per_arm)
-    return jax.shard_map(fn, mesh=layout.mesh, in_specs=specs, out_specs=jax.P(ARMS))
+    args, out = (jax.tree.map(spec, prefix) for prefix in (axes, results))
+    return jax.shard_map(fn, mesh=layout.mesh, in_specs=args, out_specs=out)
 
 
 def finished(compiled: Any, layout: Layout) -> Any:
@@ -131,7 +141,7 @@ def _shares_threads(layout: Layout) -> bool:
     return layout.mesh.devices.flat[0].platform == "cpu" and layout.mesh.size > 1
 
 
-def placed(compiled: Any, layout: Layout, per_arm: tuple[bool, ...]) -> Compiled:
+def placed(compiled: Any, layout: Layout, axes: tuple[Any, ...]) -> Compiled:
     """``compiled``, with every argument brought to where it belongs before.
 
     Left to JAX, a program is compiled a second time when it gets its own results, which lie on the
@@ -141,12 +151,18 @@ def placed(compiled: Any, layout: Layout, per_arm: tuple[bool, ...]) -> Compiled
     Args:
       compiled: takes positional pytrees.
       layout: devices.
-      per_arm: for every argument, does its leading axis count arms?
+      axes: as for ``spread``. Clients that the devices do not divide are not divided here.
     """
-    where = tuple(layout.per_arm() if arms else layout.replicated() for arms in per_arm)
+
+    def where(number: int, values: PyTree) -> PyTree:
+        def one(leaf: jax.Array) -> NamedSharding:
+            whole = number < 2 or leaf.shape[1] % layout.client_devices == 0
+            return NamedSharding(layout.mesh, spec(number if whole else 1))
+
+        return jax.tree.map(one, values)
 
     def put(args: tuple[Any, ...]) -> tuple[Any, ...]:
-        there = jax.device_put(args, where)
+        there = jax.device_put(args, jax.tree.map(where, axes, args))
         return jax.block_until_ready(there) if _shares_threads(layout) else there
 
     return Compiled(lambda *args: compiled(*put(args)), lambda *args: compiled.lower(*put(args)))
@@ -172,53 +188,157 @@ def accumulate(
     """Total of ``contribution(shared, position)`` over positions 0..size-1, on all devices.
 
     Must run inside ``spread``. Memory does not grow with ``size``.
+    """
+    return collect(lambda *at: (contribution(*at), ()), shared, size, layout)[0]
+
+
+def collect(
+    contribution: Callable[[PyTree, jax.Array], tuple[Total, PyTree]],
+    shared: PyTree,
+    size: int,
+    layout: Layout,
+) -> tuple[Total, PyTree]:
+    """The total over positions, as from ``accumulate``, and what each position has beside it.
 
     Args:
-      contribution: one position's part; vmapped over ``layout.chunk`` positions.
+      contribution: one position's part, and its rows; vmapped over ``layout.chunk`` positions.
       shared: everything that it reads (params, masks, data, keys). It is marked as varying over
         devices here, in one place: a gradient with respect to an unmarked value would be summed
         over all devices without a word.
       size: number of positions.
       layout: lanes, chunk and reduction.
+
+    Returns:
+      The total, and the rows of all positions, leaves [size, ...], both on all devices.
     """
     shared = tree.vary(shared, {CLIENTS})
     lanes = layout.local_lanes * layout.client_devices
     stride = lanes * layout.chunk
     steps = math.ceil(size / stride)
-    zero = identity(jax.eval_shape(contribution, shared, jax.ShapeDtypeStruct((), jnp.int32)))
+    one, row = jax.eval_shape(contribution, shared, jax.ShapeDtypeStruct((), jnp.int32))
+    zero = identity(one)
+    empty = jax.tree.map(lambda r: jnp.zeros((layout.chunk, *r.shape), r.dtype), row)
 
-    def one_lane(lane: jax.Array) -> Total:
-        def several(total: Total, step: jax.Array) -> Total:
+    def one_lane(lane: jax.Array) -> tuple[Total, PyTree]:
+        def several(total: Total, step: jax.Array) -> tuple[Total, PyTree]:
             positions = lane + lanes * (step * layout.chunk + jnp.arange(layout.chunk))
             if layout.chunk == 1:
-                return _merge(total, contribution(shared, positions[0]))
-            parts = jax.vmap(contribution, (None, 0))(shared, positions)
-            return _merge(total, reduce(parts, positions < size))
+                part, row = contribution(shared, positions[0])
+                return with_rows(_merge(total, part), jax.tree.map(lambda r: r[None], row))
+            parts, rows = jax.vmap(contribution, (None, 0))(shared, positions)
+            return with_rows(_merge(total, reduce(parts, positions < size)), rows)
 
-        def body(total: Total, step: jax.Array) -> tuple[Total, None]:
+        def with_rows(total: Total, rows: PyTree) -> tuple[Total, PyTree]:
+            return total, tree.match((rows, total))[0]
+
+        def body(total: Total, step: jax.Array) -> tuple[Total, PyTree]:
             if size % stride == 0:
-                return several(total, step), None
+                return several(total, step)
             first = lane + lanes * step * layout.chunk
-            return lax.cond(first < size, several, lambda total, _: total, total, step), None
+            idle = lambda total, _: with_rows(total, empty)
+            return lax.cond(first < size, several, idle, total, step)
 
         start = tree.match((zero, shared, lane))[0]
-        return lax.scan(body, start, jnp.arange(steps))[0]
+        return lax.scan(body, start, jnp.arange(steps))
+
+    def in_order(rows: PyTree) -> PyTree:
+        """From this device's [local lanes, steps, chunk, ...] to all positions' [size, ...]."""
+
+        def one(leaf: jax.Array) -> jax.Array:
+            leaf = jnp.moveaxis(_gathered(leaf), 0, 2)
+            return leaf.reshape(-1, *leaf.shape[3:])[:size]
+
+        return jax.tree.map(one, rows)
 
     device = lax.axis_index(CLIENTS)
     if layout.reduction == "fast":
-        total = one_lane(device)
+        total, rows = one_lane(device)
         summed = lax.psum(total.sum, CLIENTS)
         largest = jax.tree.map(lambda a: lax.pmax(a, CLIENTS), total.max)
-        return Total(summed, largest)
+        return Total(summed, largest), in_order(jax.tree.map(lambda r: r[None], rows))
 
     own = device * layout.local_lanes + jnp.arange(layout.local_lanes)
-    total = lax.optimization_barrier(lax.map(one_lane, own))
-    gathered = jax.tree.map(
-        lambda a: lax.all_gather(a, CLIENTS, tiled=True, to="invarying"), total.sum
-    )
+    total, rows = lax.optimization_barrier(lax.map(one_lane, own))
+    gathered = jax.tree.map(_gathered, total.sum)
     summed = lax.optimization_barrier(jax.tree.map(_pairwise_sum, gathered))
     largest = jax.tree.map(lambda a: lax.pmax(a.max(0), CLIENTS), total.max)
-    return Total(summed, largest)
+    return Total(summed, largest), in_order(rows)
+
+
+# What every client has, in blocks of clients on the devices -----
+
+
+def take_rows(blocks: PyTree, ids: jax.Array) -> PyTree:
+    """Rows ``ids`` [S] of arrays [K, ...] that are divided over the clients axis: [S, ...] on all.
+
+    Must run inside ``spread``, where every device has its block [K / devices, ...], of 32-bit
+    numbers.
+    """
+
+    def one(block: jax.Array) -> jax.Array:
+        row, mine = _local(block, ids)
+        mine = mine.reshape((-1,) + (1,) * (block.ndim - 1))
+        bits = lax.bitcast_convert_type(block[row], jnp.uint32)
+        # Bits of one owner and zeros: a sum of floats would turn -0.0 into 0.0.
+        found = lax.psum(jnp.where(mine, bits, jnp.uint32(0)), CLIENTS)
+        return lax.bitcast_convert_type(found, block.dtype)
+
+    return jax.tree.map(one, blocks)
+
+
+def put_rows(blocks: PyTree, ids: jax.Array, rows: PyTree) -> PyTree:
+    """Such arrays with new rows [S, ...], which all devices have, in place of rows ``ids``."""
+
+    def one(block: jax.Array, new: jax.Array) -> jax.Array:
+        row, mine = _local(block, ids)
+        return block.at[jnp.where(mine, row, block.shape[0])].set(new, mode="drop")
+
+    return jax.tree.map(one, blocks, rows)
+
+
+def _local(block: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where clients stand in this device's block, and whether they do."""
+    row = ids - lax.axis_index(CLIENTS) * block.shape[0]
+    mine = (row >= 0) & (row < block.shape[0])
+    return jnp.clip(row, 0, block.shape[0] - 1), mine
+
+
+def each(
+    fn: Callable[[PyTree, PyTree, jax.Array], PyTree],
+    shared: PyTree,
+    blocks: PyTree,
+    clients: int,
+    layout: Layout,
+) -> PyTree:
+    """``fn(shared, row, k)`` of every client k, on the device that has its row of ``blocks``.
+
+    Must run inside ``spread``. Nothing but the results moves between devices.
+
+    Args:
+      fn: its results should be small.
+      shared: what all clients read.
+      blocks: arrays [K, ...] divided over the clients axis, as for ``take_rows``.
+      clients: K.
+      layout: devices.
+
+    Returns:
+      The results of all clients, leaves [K, ...], on all devices.
+    """
+    count = -(-clients // layout.client_devices)
+    first = lax.axis_index(CLIENTS) * count
+    shared, blocks = tree.vary((shared, blocks), {CLIENTS})
+
+    def one(i: jax.Array) -> PyTree:
+        row = jax.tree.map(lambda block: block[i], blocks)
+        return fn(shared, row, jnp.minimum(first + i, clients - 1))
+
+    found = lax.map(one, jnp.arange(count))
+    return jax.tree.map(lambda v: _gathered(v)[:clients], found)
+
+
+def _gathered(values: jax.Array) -> jax.Array:
+    """The leading axes of all devices behind one another."""
+    return lax.all_gather(values, CLIENTS, tiled=True, to="invarying")
 
 
 def identity(like: Total) -> Total:

@@ -141,8 +141,9 @@ def accuracy_figure(
     rows: Sequence[Row],
     arms: Mapping[str, str],
     title: str,
-    ylim: tuple[float, float],
+    ylim: tuple[float, float] | None,
     marks: Sequence[float] = (),
+    column: str = "test_accuracy",
 ) -> None:
     """Test accuracy against the round: a line an arm, a band for its 95 % interval over seeds.
 
@@ -154,26 +155,29 @@ def accuracy_figure(
       rows: of the run.
       arms: arm name -> legend; the first is drawn dashed and black, as the reference.
       title: above the axes.
-      ylim: of the accuracy in percent; the same for figures to be compared.
+      ylim: of the accuracy in percent; the same for figures to be compared. None: what fits.
       marks: rounds to mark on the axis, for example those of pruning.
+      column: drawn in place of the accuracy, such as "test_loss".
     """
+    scale, ylabel = (100, "test accuracy (%)") if column == "test_accuracy" else (1, column)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(4.2, 3.5), layout="constrained")
         colours = ["black", *plt.get_cmap("viridis")(np.linspace(0.05, 0.85, len(arms) - 1))]
-        reference = curves(rows, next(iter(arms)), "test_accuracy")[1]
+        reference = curves(rows, next(iter(arms)), column)[1]
         for i, (arm, label) in enumerate(arms.items()):
-            rounds, values = curves(rows, arm, "test_accuracy")
+            rounds, values = curves(rows, arm, column)
             parted = np.flatnonzero((values != reference).any(0))
             first = 0 if i == 0 else max(0, (parted[0] if len(parted) else len(rounds)) - 1)
-            bands = [interval(100 * column) for column in values.T[first:]]
+            bands = [interval(scale * seeds) for seeds in values.T[first:]]
             mean, half = np.array(bands).T
             drawn = rounds[first:]
             line: Any = {"color": colours[i], "label": label, "lw": 1.5, "ls": "-" if i else "--"}
             axes.plot(drawn, mean, **line, zorder=3 if i else 4)
             axes.fill_between(drawn, mean - half, mean + half, color=colours[i], alpha=0.10, lw=0)
-        axes.set(xlabel="round", ylabel="test accuracy (%)", title=title, ylim=ylim)
+        axes.set(xlabel="round", ylabel=ylabel.replace("_", " "), title=title, ylim=ylim)
         axes.set_xlim(rounds[0], rounds[-1])
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        if scale == 100:
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.grid(alpha=0.25, lw=0.6)
         axes.plot(marks, [0.015] * len(marks), "^", color="0.35", ms=5, clip_on=False,
                   transform=axes.get_xaxis_transform(), label="pruning step")  # fmt: skip

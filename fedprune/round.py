@@ -6,7 +6,7 @@
       ► uplink.finish      receiver noise, once; estimate of the mean update
       ► server.update      and the mask again where it is the server's
 
-Device-agnostic: everything about devices is in ``mesh.accumulate``.
+Device-agnostic: everything about devices is in ``mesh``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from fedprune.types import (
     Air,
     Clients,
     Cost,
+    Downlink,
     Key,
     LocalUpdate,
     Mask,
     Params,
     Participation,
+    Personal,
     Pruner,
     PyTree,
     Server,
@@ -44,11 +46,13 @@ class State(NamedTuple):
     round: jax.Array
     """[] int32, the number of rounds done"""
     params: Params
-    """the global model"""
+    """the global model; where clients have personal parts, its global part"""
     mask: Mask
     """the mask of the last round, or None"""
     pruner: PyTree
     server: PyTree
+    personal: PyTree = None
+    """the clients' personal parts, leaves [K, ...]; in blocks of clients on the devices"""
 
 
 class RoundInfo(NamedTuple):
@@ -75,6 +79,8 @@ class Round(NamedTuple):
     step: Callable[[Key, State, Clients], tuple[State, RoundInfo]]
     """(root key of the run, state, clients) -> (state, info); runs inside ``mesh.spread``"""
     layout: mesh.Layout
+    personal: Personal | None = None
+    """what clients keep to themselves"""
 
 
 class Tally(NamedTuple):
@@ -105,6 +111,8 @@ def build(
     layout: mesh.Layout,
     pruner: Pruner | None = None,
     weighting: str = "examples",
+    downlink: Downlink | None = None,
+    personal: Personal | None = None,
 ) -> Round:
     """Composes the stages into a round.
 
@@ -119,14 +127,23 @@ def build(
       layout: devices, from ``mesh.make``.
       pruner: decides the masks; None trains the dense model.
       weighting: one of ``WEIGHTINGS``.
+      downlink: what clients receive of the broadcast; None: the model itself, for nothing. A
+        client's update is the change from what it received, and its cost is added to the uplink's.
+      personal: what clients keep to themselves; all other stages then see the global part only,
+        and ``local`` finds the rest in ``Client.personal``. A client keeps what it had if its
+        update, loss or new personal part is not finite, and what is new if its update is lost.
 
     Raises:
       ValueError: an unknown weighting.
     """
-    cohort = trainer(local, uplink, layout, weighting)
+    cohort = trainer(local, uplink, layout, weighting, downlink=downlink)
 
     def init(params: Params) -> State:
-        return initial(params, pruner, server)
+        if personal is None:
+            return initial(params, pruner, server)
+        shared, own = personal.split(params)
+        own = jax.tree.map(lambda v: jnp.broadcast_to(v, (personal.clients, *v.shape)), own)
+        return initial(shared, pruner, server)._replace(personal=own)
 
     def step(key: Key, state: State, clients: Clients) -> tuple[State, RoundInfo]:
         t = state.round
@@ -134,11 +151,14 @@ def build(
         broadcast = tree.apply_mask(shared_mask, state.params)
         ids = participation.select(rng.stream(key, "cohort", t))
         air = uplink.prepare(key, t, ids)
-        total = cohort(key, t, t, broadcast, shared_mask, clients, ids, air)
+        own = mesh.take_rows(state.personal, ids)
+        total, own = cohort(key, t, t, broadcast, shared_mask, clients, ids, air, own)
         received, tally = total.sum
         update, cost = uplink.finish(
             rng.stream(key, "uplink", t), air, Total(received, total.max), shared_mask
         )
+        if downlink is not None:
+            cost = both(cost, downlink.bill(broadcast, shared_mask))
         params, server_state = server.update(state.server, state.params, update)
         params, server_state = tree.where(
             tally.clients > 0, (params, server_state), (state.params, state.server)
@@ -153,17 +173,19 @@ def build(
             ratio=mean_ratio(air),
             cost=cost,
         )
-        return State(t + 1, params, mask, pruner_state, server_state), info
+        own = mesh.put_rows(state.personal, ids, own)
+        return State(t + 1, params, mask, pruner_state, server_state, own), info
 
-    return Round(init, step, layout)
+    return Round(init, step, layout, personal)
 
 
 # What flat and hierarchical rounds share -----
 
-Cohort = Callable[..., Total]
-"""(key, t, u, models, mask, clients, ids [S], air) -> total over the cohort, whose sum is (what the
-uplink adds up, Tally). t is the round that local training is told, u the number in the addresses of
-its random numbers: the same, except with edge rounds."""
+Cohort = Callable[..., tuple[Total, PyTree]]
+"""(key, t, u, models, mask, clients, ids [S], air, personal [S, ...]) -> (total over the cohort,
+whose sum is (what the uplink adds up, Tally); new personal parts). t is the round that local
+training is told, u the number in the addresses of its random numbers: the same, except with edge
+rounds."""
 
 
 def initial(params: Params, pruner: Pruner | None, server: Server) -> State:
@@ -177,6 +199,11 @@ def initial(params: Params, pruner: Pruner | None, server: Server) -> State:
 def mean_ratio(air: Air) -> jax.Array:
     """Mean of the allocated pruning ratios, [] float32."""
     return jnp.float32(0.0) if air.ratio is None else jnp.mean(air.ratio)
+
+
+def both(up: Cost, down: Cost) -> Cost:
+    """The cost of two directions. The noise variance is the uplink's, that of the mean update."""
+    return jax.tree.map(jnp.add, up, down)._replace(noise_variance=up.noise_variance)
 
 
 def masks(pruner: Pruner | None, state: State) -> tuple[Mask, Mask, PyTree]:
@@ -193,6 +220,7 @@ def trainer(
     layout: mesh.Layout,
     weighting: str,
     edges: Edges | None = None,
+    downlink: Downlink | None = None,
 ) -> Cohort:
     """Trains a cohort and adds up what its clients send.
 
@@ -202,32 +230,45 @@ def trainer(
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting={weighting!r} is not one of {WEIGHTINGS}")
 
-    def contribution(shared, position: jax.Array) -> Total:
-        models, mask, clients, edge_of, ids, air, key, t, u = shared
+    def contribution(shared, position: jax.Array) -> tuple[Total, PyTree]:
+        models, mask, clients, edge_of, ids, air, personal, key, t, u = shared
         k = ids[position]
-        here: Air = jax.tree.map(lambda leaf: leaf[position], air)
-        client = clients.client(k)._replace(ratio=here.ratio)
+        here: Air
+        here, own = jax.tree.map(lambda leaf: leaf[position], (air, personal))
+        client = clients.client(k)._replace(ratio=here.ratio, personal=own)
         received = models if edges is None else jax.tree.map(lambda m: m[edge_of[k]], models)
+        if downlink is not None:
+            received = downlink.send(rng.stream(key, "downlink", u, k), received, mask)
         trained = local(rng.stream(key, "local", u, k), t, received, mask, client)
         size = client.size.astype(jnp.float32)
         one, none = jnp.ones_like(size), jnp.zeros_like(size)
         weight = size if weighting == "examples" else one
+        new, trained = trained.personal, trained._replace(personal=None)  # nothing of it is sent
         sent = uplink.encode(here.state, trained, mask, weight)
-        finite = tree.all_finite((trained.delta, sent, trained.loss))
+        finite = tree.all_finite((trained.delta, sent, trained.loss, new))
         part = Total((sent.sum, Tally(weight, weight * trained.loss, one, none)), sent.max)
         takes_part = here.active & (client.size > 0)
         part = tree.where(takes_part & finite, part, mesh.identity(part))
         signal, tally = part.sum
         excluded = jnp.where(takes_part & ~finite, one, none)
         part = Total((signal, tally._replace(excluded=excluded)), part.max)
-        return part if edges is None else _placed(part, edge_of[k], edges.servers)
+        new = tree.where(finite & (client.size > 0), new, own)
+        return (part if edges is None else _placed(part, edge_of[k], edges.servers)), new
 
     def cohort(
-        key: Key, t, u, models: Params, mask: Mask, clients: Clients, ids, air: Air
-    ) -> Total:
+        key: Key,
+        t,
+        u,
+        models: Params,
+        mask: Mask,
+        clients: Clients,
+        ids,
+        air: Air,
+        personal: PyTree = None,
+    ) -> tuple[Total, PyTree]:
         edge_of = None if edges is None else edges.of
-        shared = (models, mask, clients, edge_of, ids, air, key, t, u)
-        return mesh.accumulate(contribution, shared, ids.shape[0], layout)
+        shared = (models, mask, clients, edge_of, ids, air, personal, key, t, u)
+        return mesh.collect(contribution, shared, ids.shape[0], layout)
 
     return cohort
 

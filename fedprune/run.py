@@ -17,7 +17,7 @@ from jax import lax
 from fedprune import mesh, rng, tree
 from fedprune.local import cross_entropy
 from fedprune.round import Round, RoundInfo, State
-from fedprune.types import Client, Clients, Key, Model, Params, PyTree, Total
+from fedprune.types import Client, Clients, Key, Mask, Model, Params, Personal, PyTree, Total
 
 Evaluate = Callable[[State, Clients], Any]
 
@@ -29,6 +29,25 @@ class Metrics(NamedTuple):
     """share of right answers, in [0, 1]"""
     loss: jax.Array
     """mean cross-entropy in nats"""
+
+
+class ClientMetrics(NamedTuple):
+    """What the clients' own test sets say of their own models."""
+
+    accuracy: jax.Array
+    """pooled: share of right answers among all test examples, each given by its owner's model"""
+    loss: jax.Array
+    """pooled mean cross-entropy in nats"""
+    mean: jax.Array
+    """mean over clients of their accuracies"""
+    worst: jax.Array
+    """mean accuracy of the worst tenth of the clients (rounded up)"""
+    histogram: jax.Array
+    """[BINS] int32, clients by accuracy; the last bin holds 1 too"""
+
+
+BINS = 20
+"""Bins of equal width of ``ClientMetrics.histogram``."""
 
 
 class Arms(NamedTuple):
@@ -43,6 +62,8 @@ class Arms(NamedTuple):
     """[A, K, n_max] index tables, see ``Clients.rows``"""
     size: jax.Array
     """[A, K]"""
+    test: tuple[jax.Array, jax.Array] | None = None
+    """the same two of the clients' own test examples, where they are evaluated on these"""
 
 
 def pad(arms: Arms, count: int) -> Arms:
@@ -70,10 +91,72 @@ def evaluation(
       pruned: whether the global model is evaluated with the last round's mask.
     """
 
+    measure = _measuring(model, layout, batch)
+
     def evaluate(state: State, test: Clients) -> Metrics:
+        return measure(tree.apply_mask(state.mask, state.params) if pruned else state.params, test)
+
+    return evaluate
+
+
+def delivery(
+    model: Model,
+    layout: mesh.Layout,
+    receive: Callable[[PyTree], Callable[[Key, Params, Mask], Params]],
+    draws: int,
+    batch: int = 500,
+) -> mesh.Compiled:
+    """Accuracy of models as receivers have them, over many draws of the channel.
+
+    Args:
+      model: the network.
+      layout: devices; the cases are spread over those of the arms axis, any number of them.
+      receive: hyper -> (key, params, mask) -> the network's params at the receiver, such as
+        ``Downlink.send`` of ``link.analog``.
+      draws: of the channel, one after another.
+      batch: test examples at a time.
+
+    Returns:
+      (hyper [A], key [A], params [A], masks [A], test) -> accuracies [A, draws] of A cases. Draw i
+      of a case has the key of the address ("delivery", i). Under fading 1 / |h|^2 has no mean:
+      medians over draws say more.
+    """
+    measure = _measuring(model, layout, batch)
+
+    def of_case(case: tuple[PyTree, Key, Params, Mask], test: Clients) -> jax.Array:
+        hyper, key, params, mask = case
+        at_receiver = receive(hyper)
+
+        def draw(i: jax.Array) -> jax.Array:
+            received = at_receiver(rng.stream(key, "delivery", i), params, mask)
+            return measure(received, test).accuracy
+
+        return lax.map(draw, jnp.arange(draws))
+
+    def on_device(cases: PyTree, test: Clients) -> jax.Array:
+        return lax.map(lambda case: of_case(case, test), cases)
+
+    per_arm = (True, False)
+    compiled = jax.jit(mesh.spread(on_device, layout, per_arm))
+    placed = mesh.placed(mesh.finished(compiled, layout), layout, per_arm)
+
+    def run(hyper: PyTree, key: Key, params: Params, mask: Mask, test: Clients) -> jax.Array:
+        count = key.shape[0]
+        idle = -count % layout.arm_devices
+        fill = lambda v: jnp.concatenate([v, *[v[:1]] * idle]) if idle else v
+        return placed(jax.tree.map(fill, (hyper, key, params, mask)), test)[:count]
+
+    return mesh.Compiled(run, lambda *args: placed.lower(args[:-1], args[-1]))
+
+
+def _measuring(
+    model: Model, layout: mesh.Layout, batch: int
+) -> Callable[[Params, Clients], Metrics]:
+    """(params, test) -> accuracy and loss, inside ``mesh.spread``."""
+
+    def measure(params: Params, test: Clients) -> Metrics:
         n = test.labels.shape[0]
         pool = Client(*test._replace(rows=jnp.arange(n, dtype=jnp.int32), size=jnp.int32(n)))
-        params = tree.apply_mask(state.mask, state.params) if pruned else state.params
 
         def some(shared, position: jax.Array) -> Total:
             params, pool = shared
@@ -89,7 +172,76 @@ def evaluation(
         right, loss = total.sum
         return Metrics(right.astype(jnp.float32) / n, loss / n)
 
+    return measure
+
+
+def client_evaluation(
+    model: Model,
+    layout: mesh.Layout,
+    clients: int,
+    personal: Personal | None = None,
+    batch: int = 100,
+    pruned: bool = True,
+) -> Evaluate:
+    """Accuracy of every client's model on its own test examples, each on the device that has it.
+
+    Clients without test examples count in no mean.
+
+    Args:
+      model: the network.
+      layout: devices.
+      clients: K.
+      personal: how a client's model is joined; None: all have the global one.
+      batch: examples at a time.
+      pruned: whether the global part is evaluated with the last round's mask.
+    """
+
+    def of_client(shared, own: PyTree, k: jax.Array):
+        params, test = shared
+        params = params if personal is None else personal.join(params, own)
+        client: Client = test.client(k)
+
+        def some(sums, first: jax.Array):
+            index = first + jnp.arange(batch)
+            counts = index < client.size
+            x, y = client.take(jnp.where(counts, index, 0))
+            logits = model.apply(params, x)
+            right = jnp.sum((jnp.argmax(logits, -1) == y) & counts)
+            loss = jnp.sum(jnp.where(counts, cross_entropy(logits, y), 0.0))
+            return sums[0] + right, sums[1] + loss
+
+        def step(sums, first: jax.Array):
+            return lax.cond(first < client.size, some, lambda sums, _: sums, sums, first), None
+
+        nothing = (jnp.int32(0), jnp.float32(0.0))
+        start = tree.match((nothing, params, client))[0]
+        firsts = jnp.arange(0, client.rows.shape[0], batch)
+        return (*lax.scan(step, start, firsts)[0], client.size)
+
+    def evaluate(state: State, test: Clients) -> ClientMetrics:
+        params = tree.apply_mask(state.mask, state.params) if pruned else state.params
+        shared = (params, test)
+        right, loss, size = mesh.each(of_client, shared, state.personal, clients, layout)
+        share = right.astype(jnp.float32) / jnp.maximum(size, 1).astype(jnp.float32)
+        tested = jnp.sum(size > 0)
+        tenth = jnp.arange(clients) < (tested + 9) // 10
+        ordered = jnp.sort(jnp.where(size > 0, share, jnp.inf))
+        slot = jnp.minimum(right * BINS // jnp.maximum(size, 1), BINS - 1)
+        total = jnp.maximum(size.sum(), 1).astype(jnp.float32)
+        return ClientMetrics(
+            accuracy=right.sum().astype(jnp.float32) / total,
+            loss=loss.sum() / total,
+            mean=_mean(share, size > 0),
+            worst=_mean(ordered, tenth),
+            histogram=jnp.zeros(BINS, jnp.int32).at[slot].add((size > 0).astype(jnp.int32)),
+        )
+
     return evaluate
+
+
+def _mean(values: jax.Array, counts: jax.Array) -> jax.Array:
+    total = jnp.sum(jnp.where(counts, values, 0.0))
+    return total / jnp.maximum(jnp.sum(counts), 1).astype(jnp.float32)
 
 
 def program(
@@ -114,13 +266,16 @@ def program(
 
     Returns:
       (arms, train, test) -> (states [A], infos [A, rounds], metrics [A]). ``train`` and ``test``
-      are shared by all arms, except that ``arms`` brings its own index tables.
+      are shared by all arms, except that ``arms`` brings its own index tables (for ``test`` where
+      it has them).
     """
     if arms_per_chunk is None and jax.default_backend() == "cpu":
         arms_per_chunk = 1
 
     def one(arm: Arms, train: Clients, test: Clients):
         clients = train._replace(rows=arm.rows, size=arm.size)
+        if arm.test is not None:
+            test = test._replace(rows=arm.test[0], size=arm.test[1])
         algorithm = build(arm.hyper)
         state, infos = lax.scan(
             lambda state, _: algorithm.step(arm.key, state, clients), arm.state, length=rounds
@@ -137,10 +292,26 @@ def program(
             return lax.map(here, arms)
         return lax.map(here, arms, batch_size=arms_per_chunk)
 
-    per_arm = (True, True, False, False)
-    spread = mesh.spread(on_device, layout, per_arm)
-    compiled = jax.jit(spread, donate_argnums=(0,) if donate else ())
-    placed = mesh.placed(mesh.finished(compiled, layout), layout, per_arm)
+    leading: Any = dict.fromkeys(State._fields, 1) | {"personal": 2}
+    divided = State(**leading)
+    axes = (divided, 1, 0, 0)
+    spread = mesh.spread(on_device, layout, axes, (divided, 1, 1))
+
+    def whole(state: State, *rest: Any) -> tuple[State, Any, Any]:
+        """Clients filled up to a multiple of the devices while they are spread over them."""
+        count = {leaf.shape[1] for leaf in jax.tree.leaves(state.personal)}
+        missing = -max(count, default=0) % layout.client_devices
+        if not missing:
+            return spread(state, *rest)
+        fill = lambda v: jnp.pad(v, [(0, missing if axis == 1 else 0) for axis in range(v.ndim)])
+        state, infos, metrics = spread(
+            state._replace(personal=jax.tree.map(fill, state.personal)), *rest
+        )
+        own = jax.tree.map(lambda v: v[:, :-missing], state.personal)
+        return state._replace(personal=own), infos, metrics
+
+    compiled = jax.jit(whole, donate_argnums=(0,) if donate else ())
+    placed = mesh.placed(mesh.finished(compiled, layout), layout, axes)
 
     def apart(arms: Arms, train: Clients, test: Clients) -> tuple[Any, ...]:
         nothing: Any = ()
@@ -175,23 +346,27 @@ def simulate(
     test: Clients,
     rounds: int,
     seed: int = 0,
-) -> tuple[State, RoundInfo, Metrics]:
+) -> tuple[State, RoundInfo, Any]:
     """Runs one arm: the whole experiment in one call.
 
     Args:
       algorithm: from ``round.build``.
       model: gives the initial weights and is evaluated at the end.
       train: the clients' examples.
-      test: the pooled test examples.
+      test: the test examples, pooled; those of the clients where they have personal parts.
       rounds: how many.
       seed: decides every random number.
 
     Returns:
-      (final state, infos [rounds], final metrics).
+      (final state, infos [rounds], final ``Metrics``; ``ClientMetrics`` with personal parts).
     """
     hyper, key = (), jax.random.key(seed)[None]
     layout = algorithm.layout
     state = start(lambda _: algorithm, model.init, hyper, key)
     arms = Arms(hyper, key, state, train.rows[None], train.size[None])
-    run = program(lambda _: algorithm, layout, rounds, evaluation(model, layout))
+    own = algorithm.personal
+    evaluate = evaluation(model, layout)
+    if own is not None:
+        evaluate = client_evaluation(model, layout, own.clients, own)
+    run = program(lambda _: algorithm, layout, rounds, evaluate)
     return jax.tree.map(lambda leaf: leaf[0], run(arms, train, test))

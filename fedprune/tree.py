@@ -70,6 +70,34 @@ def match_path(predicate: Callable[[str, Any], bool], params: Params) -> PyTree:
     )
 
 
+def within(*parts: str) -> Callable[[str, Any], bool]:
+    """A predicate for ``match_path``: whether a leaf's path contains any of some names."""
+    return lambda path, leaf: any(part in path for part in parts)
+
+
+def split(chosen: PyTree, values: PyTree) -> tuple[PyTree, PyTree]:
+    """(the leaves that are not chosen, those that are), each with None in place of the others.
+
+    None holds no leaf: functions of pytrees see only what is there, under the same paths.
+
+    Args:
+      chosen: Python booleans shaped like ``values``, for example from ``match_path``.
+      values: any pytree.
+    """
+    rest = jax.tree.map(lambda c, v: None if c else v, chosen, values)
+    return rest, jax.tree.map(lambda c, v: v if c else None, chosen, values)
+
+
+def join(first: PyTree, second: PyTree) -> PyTree:
+    """The leaves of ``first`` and, where it has None, those of ``second``: undoes ``split``."""
+    return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=_missing)
+
+
+def like(part: PyTree, whole: PyTree) -> PyTree:
+    """The leaves of ``whole`` where ``part`` has leaves, None where it has None."""
+    return jax.tree.map(lambda p, w: None if p is None else w, part, whole, is_leaf=_missing)
+
+
 def statistics_of(source: Params, params: Params) -> Params:
     """``params``, with the running statistics of ``source`` in place of its own.
 
@@ -112,3 +140,7 @@ def _varying(x: jax.Array) -> frozenset[str]:
 
 def _sum(terms) -> jax.Array:
     return reduce(operator.add, terms)
+
+
+def _missing(leaf: Any) -> bool:
+    return leaf is None

@@ -52,6 +52,8 @@ class Client(NamedTuple):
     """[1, ..., 1, channels], of an example's rank: x = (raw - shift) * scale"""
     ratio: jax.Array | None = None
     """[] share of its prunable weights that it was told to prune (``Air.ratio``)"""
+    personal: PyTree = None
+    """what it keeps to itself (``Personal``); None: nothing"""
 
     def take(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Examples at ``positions`` [b] of this client's rows: x [b, ...] float32, y [b] int32."""
@@ -90,6 +92,8 @@ class Trained(NamedTuple):
     held: Mask = None
     """the weights that this client keeps, where clients decide that themselves; None: those that
     the round's mask keeps"""
+    personal: PyTree = None
+    """what the client keeps to itself from now on; it is never sent"""
 
 
 LocalUpdate = Callable[[Key, jax.Array, Params, Mask, Client], Trained]
@@ -98,6 +102,17 @@ LocalUpdate = Callable[[Key, jax.Array, Params, Mask, Client], Trained]
 ``t`` [] int32 is the round, counted from 0. ``params`` is the model that the client received, zero
 where ``mask``, which all clients of the round share, is False; so is delta.
 """
+
+
+class Personal(NamedTuple):
+    """What every client keeps to itself from round to round."""
+
+    clients: int
+    """K"""
+    split: Callable[[Params], tuple[Params, PyTree]]
+    """a whole model -> (the global part, which is sent; one client's personal part)"""
+    join: Callable[[Params, PyTree], Params]
+    """(global part, personal part) -> the client's model"""
 
 
 SCOPES = ("server", "client", "own")
@@ -168,6 +183,20 @@ class Uplink(NamedTuple):
     """(one client's slice of ``Air.state``, trained, mask, weight []) -> its contribution"""
     finish: Callable[[Key, Air, Total, Mask], tuple[Params, Cost]]
     """(key, the cohort's channels, total over it, mask) -> (estimate of the mean delta, cost)"""
+
+
+class Downlink(NamedTuple):
+    """Server to clients: one model, which every client receives over a channel of its own."""
+
+    send: Callable[[Key, Params, Mask], Params]
+    """(key of one client's channel, params, mask) -> the model as this client has it"""
+    bill: Callable[[Params, Mask], Cost]
+    """(params, mask) -> what one broadcast used; all clients hear it"""
+
+
+Reception = Callable[[Key, jax.Array, Params, Mask], Params]
+"""(key of the step, number of the step over all rounds [] int32, trained params, mask) -> params of
+the network at which the step takes its loss: what a receiver would have."""
 
 
 class Server(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 Row = dict[str, Any]
-"""program, arm, seed, round (1-based: rounds done) and numbers"""
+"""program, arm, seed, round (1-based: rounds done) and numbers, or lists of them"""
 
 
 class RunDirectoryError(Exception):
@@ -96,7 +96,8 @@ class Metrics:
         for row in rows:
             board = self._board(f"{row['arm']}/seed{row['seed']}", row["round"])
             for name, value in row.items():
-                if name not in ("program", "arm", "seed", "round") and value is not None:
+                number = isinstance(value, int | float)  # neither null nor a histogram
+                if number and name not in ("program", "arm", "seed", "round"):
                     board.add_scalar(name, value, row["round"])
 
     def close(self) -> None:

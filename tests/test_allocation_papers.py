@@ -105,6 +105,36 @@ def test_printed_form_of_p4_overshoots_by_the_warm_up(weights, cycles, warm):
         assert extra == pytest.approx(expected, rel=1e-2)
 
 
+def test_p4_is_in_time_in_ten_thousand_random_rounds():
+    """(28) with the warm-up, in float64 from the shares and ratios found in float32; weights are
+    kept in whole numbers, rounded down. Without the warm-up in (46) most rounds are late."""
+    rounds, devices, tau_v, tau_u, warm, bits = 10_000, 10, 10.0, 10.0, 1.0, 32.0
+    draw = np.random.default_rng(SEED)
+    rate = np.float32(20e6 * draw.uniform(1, 12, (rounds, devices)))
+    cycles = np.float32(draw.uniform(5, 60, (rounds, devices)))
+    threshold = np.float32(draw.uniform(10e-3, 40e-3, rounds))
+
+    def of_round(rate, cycles, threshold, form):
+        work = resources.personalized(CONV, DENSE, tau_v, tau_u, cycles, bits, warm)
+        found = allocation.optimal(allocation.problem(work, 3e9, rate, threshold, form), 0.95)
+        return found.share, found.keep, found.feasible
+
+    for form in allocation.FORMS:
+        solve = jax.jit(jax.vmap(lambda r, c, t, form=form: of_round(r, c, t, form)))
+        share, keep, feasible = jax.tree.map(np.asarray, solve(rate, cycles, threshold))
+        kept = np.floor(DENSE * keep.astype(np.float64))
+        compute = cycles / 3e9 * (tau_v * CONV + warm * DENSE + tau_u * kept)
+        took = (compute + bits * kept / (share.astype(np.float64) * rate)).max(1)[feasible]
+        late = took / threshold[feasible] - 1
+        assert feasible.sum() > rounds / 2
+        if form == "derived":
+            assert late.max() < 1e-5
+            assert np.median(late) > -1e-3, "no time is left over"
+        else:
+            assert (late > 1e-3).mean() > 0.9
+        np.testing.assert_array_less(share.sum(1), 1 + 1e-5)
+
+
 def test_edges_are_solved_apart():
     """Ragged edges, one empty and one infeasible, against one problem each."""
     rng = np.random.default_rng(SEED)
@@ -159,3 +189,22 @@ def test_readings_of_equal_resources(kind):
         assert literal.feasible[i] == (floor <= x.threshold)
         np.testing.assert_allclose(kept.keep[i], best.keep[i], rtol=1e-12)
         assert (dense.keep[i] == 1).all()
+
+
+def test_closed_form_made_usable():
+    """Clipped, scaled shares and the pruning they need, by NumPy; the optimum where it is exact."""
+    rng = np.random.default_rng([SEED, 6])
+    instances = [draw(rng, 5, kind) for kind in ("interior", "usual") * 15]
+    found = solve(instances, solver=allocation.clipped_form)
+    best, printed = solve(instances), solve(instances, solver=closed_form)
+    late = 0
+    for i, x in enumerate(instances):
+        share = np.clip(printed.share[i], 0, 1)
+        share = share / share.sum()
+        np.testing.assert_allclose(found.share[i], share, rtol=1e-12)
+        keep = np.clip(1 - x.rho(share), x.least_keep, 1)
+        np.testing.assert_allclose(found.keep[i], keep, rtol=1e-9, atol=1e-12)
+        if printed.feasible[i] and best.ratio[i].max() < x.rho_max:
+            np.testing.assert_allclose(found.keep[i], best.keep[i], rtol=1e-9, atol=1e-12)
+        late += not found.feasible[i]
+    assert 0 < late < len(instances)

@@ -9,18 +9,23 @@ from hypothesis import strategies as st
 
 from experiments import (
     bearing,
+    bearing_personal,
     hfl_adaptive,
     hfl_pruning,
+    hfl_theorem,
     latency_tables,
     ota_masks,
     ota_pruning,
     ota_uplinks,
+    personalization,
 )
 from fedprune import build, data, link
 from fedprune import config as cfg
+from fedprune.link.ofdma import SCHEMES
+from fedprune.prune.neurons import FORMS
 
 FIELDS = {path: field for path, field, _ in cfg.fields(ota_pruning.get_config("fast"))}
-FREE = {"experiment", "variant", "data.dir"}
+FREE = {"experiment", "variant", "data.dir", "personal.layers"}
 
 
 def test_choices_are_those_that_can_be_built():
@@ -30,6 +35,8 @@ def test_choices_are_those_that_can_be_built():
     assert choices["model.name"] == set(build.MODELS)
     assert choices["local.optimizer"] == set(build.OPTIMIZERS)
     assert choices["pruning.schedule"] == {"none", "allocated", *build.SCHEDULES}
+    assert choices["pruning.form"] == set(FORMS)
+    assert choices["uplink.scheme"] == set(SCHEMES)
     assert choices["uplink.link"] == {"ofdma", *build.UPLINKS}
     assert choices["uplink.normalisation"] == set(link.NORMALISATIONS)
 
@@ -108,6 +115,18 @@ def test_bad_values_are_refused_in_one_line(case):
             {"edges.servers": 2, "edges.sizes": (10, 11)},
             "edges.sizes=(10, 11): must be 2 numbers (edges.servers) that add up to",
         ),
+        ({"personal.method": "alternating"}, "personal.layers=(): must be given for"),
+        ({"personal.layers": ("Conv",)}, "personal.layers=('Conv',): must be given for"),
+        ({"personal.method": "ditto"}, "personal.method='ditto': must come with run.test="),
+        (
+            {"personal.method": "ditto", "run.test": "clients", "edges.servers": 2},
+            "and edges.servers=0 (is 2)",
+        ),
+        (
+            {"local.prox": 0.1, "personal.method": "simultaneous", "run.test": "clients"}
+            | {"personal.layers": ("Conv",)},
+            "local.prox=0.1: must be 0 for personal.method='simultaneous'",
+        ),
     ],
 )
 def test_fields_that_do_not_fit_together(values, names):
@@ -134,9 +153,12 @@ VARIANTS = [
     (ota_masks, ["fast", "noniid"]),
     (ota_uplinks, ["fast"]),
     (bearing, ["fast"]),
-    (hfl_pruning, ["fast", "full", "paper"]),
+    (hfl_pruning, ["fast", "full", "mnist", "cifar10", "paper"]),
     (hfl_adaptive, ["fast", "full", "paper"]),
+    (hfl_theorem, ["fast"]),
     (latency_tables, ["all"]),
+    (personalization, ["fast", "dirichlet", "full", "paper"]),
+    (bearing_personal, ["fast"]),
 ]
 
 

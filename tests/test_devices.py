@@ -85,11 +85,13 @@ def collectives(layout, arms=1, **kwargs):
     state = fp.run.start(lambda _: rounds, model.init, (), keys)
     tables = (jnp.stack([v] * arms) for v in (clients.rows, clients.size))
     program = fp.run.program(lambda _: rounds, layout, 4)
-    text = (
-        program.lower(fp.run.Arms((), keys, state, *tables), clients, clients).compile().as_text()
-    )
+    return moved_by(program.lower(fp.run.Arms((), keys, state, *tables), clients, clients))
+
+
+def moved_by(lowered):
+    """The same of any program."""
     names = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
-    found = re.findall(rf"= (.*?) ({names})(?:-start)?\(", text)
+    found = re.findall(rf"= (.*?) ({names})(?:-start)?\(", lowered.compile().as_text())
     return [(op, elements(types)) for types, op in found]
 
 

@@ -211,7 +211,7 @@ def test_epochs_go_through_every_example_once():
     )
     for k in range(4):
         size = int(clients.size[k])
-        delta, loss, _ = jax.jit(local)(
+        delta, loss, *_ = jax.jit(local)(
             jax.random.key(k), jnp.int32(0), jnp.zeros(total), None, clients.client(k)
         )
         seen = -np.asarray(delta)[np.asarray(clients.rows)[k, :size]]

@@ -9,7 +9,7 @@ from problems import distance, federation, leaves, mlp, same
 from test_fedavg import BATCH, LR, SEED, STEPS, exported_batches, numpy_gradient
 
 import fedprune as fp
-from experiments import hfl_adaptive
+from experiments import hfl_adaptive, hfl_pruning
 from fedprune import build as build_stages
 from fedprune import config as cfg
 from fedprune import hierarchy, link, local, prune, resources, rng
@@ -101,11 +101,12 @@ DENSE = prune.named("Dense_0")
 D = sum(leaf.size for leaf in leaves(MODEL.init(jax.random.key(0))["Dense_0"]) if leaf.ndim == 2)
 
 
-def wireless(tiers, threshold=3e-3, scheme="optimal"):
+def wireless(tiers, threshold=3e-3, scheme="optimal", **options):
     work = resources.hierarchical(160, D, 10, 1000.0, 32)
     return link.ofdma(
         work, gains, threshold=threshold, frequency=3e9, power=0.6, noise=1e-14, bandwidth=2e6,
         edge=tiers.of, edges=tiers.servers, scheme=scheme, rho_max=0.95,
+        **options,
     )  # fmt: skip
 
 
@@ -174,6 +175,23 @@ def test_equal_shares_without_pruning_take_longer():
     )
     assert not np.asarray(air.ratio).any()
     assert float(air.state.seconds.max()) > 3e-3
+
+
+def test_noise_of_the_share_alone():
+    """Same allocation; the bill with R = b B log2(1 + g p / (b sigma^2)), in float64."""
+    tiers, args = edges(4, 1, 6), (jax.random.key(3), jnp.int32(5), jnp.arange(11))
+    printed, physical = (wireless(tiers, scaled=s).prepare(*args) for s in (False, True))
+    np.testing.assert_array_equal(physical.ratio, printed.ratio)
+    ratio = np.asarray(printed.ratio, np.float64)
+    snr = np.asarray(gains(*args), np.float64) * 0.6 / 1e-14
+    computing = 10 * 1000.0 * (160 + (1 - ratio) * D) / 3e9
+    bits = 32 * (160 + (1 - ratio) * D)
+    share = bits / (2e6 * np.log2(1 + snr) * (np.asarray(printed.state.seconds) - computing))
+    efficiency = np.log2(1 + snr / share)
+    expected = computing + bits / (2e6 * share * efficiency)
+    np.testing.assert_allclose(physical.state.seconds, expected, rtol=1e-4)
+    np.testing.assert_allclose(physical.state.uses, bits / efficiency, rtol=1e-4)
+    assert (np.asarray(physical.state.seconds) < np.asarray(printed.state.seconds)).any()
 
 
 def test_seconds_are_the_slowest_edge_servers():
@@ -249,17 +267,56 @@ def test_configuration_reaches_the_allocation():
 
     def slowest(**values):
         changed = cfg.override(config, {k.replace("__", "."): v for k, v in values.items()})
-        uplink = build_stages.uplink(changed, network, build_stages.edges(changed))
-        air = uplink.prepare(jax.random.key(0), jnp.int32(0), jnp.arange(25))
-        return float(air.state[0].seconds.max()), np.asarray(air.ratio)
+        uplink = build_stages.uplink(changed, network)
+        air = jax.jit(uplink.prepare)(jax.random.key(0), jnp.int32(0), jnp.arange(25))
+        return float(air.state[0].seconds.max()), np.asarray(air.ratio), air.state[0]
 
     for limit in (0.025, 0.04):
-        seconds, ratio = slowest(uplink__time_limit=limit)
+        seconds, ratio, _ = slowest(uplink__time_limit=limit)
         np.testing.assert_allclose(seconds, limit, rtol=1e-5)
         assert ratio.min() > 0
-    seconds, ratio = slowest(uplink__scheme="unpruned", pruning__schedule="none")
+    seconds, ratio, _ = slowest(uplink__scheme="unpruned", pruning__schedule="none")
     assert seconds > 0.04
     assert not ratio.any()
+    # What P2 prints. Here no limit binds, so its closed form is the optimum.
+    _, best, _ = slowest()
+    _, ratio, _ = slowest(uplink__scheme="printed")
+    np.testing.assert_allclose(ratio, best, rtol=1e-4)
+    # One band for 25 devices is too little: all prune what they may, and end together.
+    seconds, ratio, device = slowest(uplink__bands="shared")
+    np.testing.assert_allclose(ratio, 0.95, rtol=1e-6)
+    assert seconds > 0.03
+    np.testing.assert_allclose(device.seconds, seconds, rtol=1e-4)
+    seconds, ratio, _ = slowest(uplink__noise_of="share")
+    assert seconds < 0.03 * (1 - 1e-4)
+    np.testing.assert_allclose(ratio, best, rtol=1e-6)
+
+
+@pytest.mark.parametrize("experiment", [hfl_pruning, hfl_adaptive])
+def test_experiments_build_with_traced_fields(experiment):
+    """Every arm's round is built and traced, as ``run.program`` does; nothing is compiled."""
+    config = experiment.get_config("fast")
+    network = fp.models.cnn((4,), 3, (8,), input_shape=(8, 8, 1))
+    clients, layout, key = federation(25), fp.mesh.make(), jax.random.key(0)
+    traced = cfg.traced_paths(config)
+    for arm in experiment.arms(config):
+        cfg.validate(cfg.override(config, arm.overrides))
+        static = {k: v for k, v in arm.overrides.items() if k not in traced}
+        hyper = {"local.lr": 0.1, **{k: v for k, v in arm.overrides.items() if k in traced}}
+
+        def final(hyper, key, static=static):
+            changed = cfg.override(cfg.override(config, static), hyper)
+            algorithm = build_stages.algorithm(changed, network, layout)
+            state = algorithm.init(network.init(key))
+
+            def one(*args):
+                return jax.tree.map(lambda leaf: leaf[None], algorithm.step(*args))
+
+            return fp.mesh.spread(one, layout, (False,) * 3)(key, state, clients)
+
+        state, info = jax.eval_shape(final, hyper, key)
+        assert state.params["head"]["Dense_0"]["kernel"].shape == (1, 64, 8)
+        assert info.cost.seconds.shape == (1,)
 
 
 def test_refuses():

@@ -85,6 +85,27 @@ def test_who_gets_more_by_loops():
             assert lt.worse_gets_more(found, inside)[seed] == pytest.approx(100 * more / pairs)
 
 
+def test_processors_by_a_general_condition():
+    """Everybody is in time and the band is used; unclipped shares grow with the processor."""
+    frequency, share, ratio = (v.astype(np.float64) for v in lt.processors(2, 5))
+    np.testing.assert_allclose(share.sum(-1), 1, rtol=1e-5)
+    assert frequency.min() > 2e9
+    assert frequency.max() < 4e9
+    gains = jax.jit(
+        lambda seed, t: channel.orthogonal_gains(
+            jax.random.key(seed), t, jnp.arange(5), jnp.linspace(45.6, 57.0, 5), 64
+        )
+    )
+    g = np.array([[gains(s, t) for t in range(5)] for s in range(2)], np.float64)
+    rate = share * 20e6 * np.log2(1 + g * 10**-0.2 / 1e-14)
+    weights = 18_720 + (1 - ratio) * 25_168
+    took = 1000 * weights / frequency + 64 * weights / rate
+    inside = (ratio > 1e-4) & (ratio < 1 - 1e-4)
+    assert inside.any()
+    np.testing.assert_allclose(took[inside], 30e-3, rtol=1e-5)
+    assert took.max() < 30e-3 * (1 + 1e-5)
+
+
 def test_needs_by_hand():
     """P2: 5 devices, 64 bits, 43,888 weights in 52 ms of 20 MHz; P4 at width 128."""
     table = lt.needs_table()
@@ -108,7 +129,8 @@ def test_command(tmp_path):
     verdicts = {claim["id"]: claim["held"] for claim in summary["claims"]}
     assert verdicts["hfl-literal"] is False
     assert verdicts["worse-interior"] is False
-    assert (tmp_path / "run" / "figures" / "allocation.png").stat().st_size > 1000
+    for name in ("allocation", "capability"):
+        assert (tmp_path / "run" / "figures" / f"{name}.png").stat().st_size > 1000
     refused = run(f"{config}:other")
     assert refused.returncode == 2
     assert refused.stderr.strip() == "error: variant 'other' of latency_tables: must be all"

@@ -94,6 +94,12 @@ def test_p4_latency_term_by_term():
         expected = sum(p4_latency(rho[n], 1 / 6, rate[n], 20.0, 3e9, 32, 4, 7, 2))
         assert total[n] == pytest.approx(expected, rel=1e-12)
     assert resources.weights_sent(work, 1.0) == DENSE
+    # With nothing personal it is P2's; personal weights add cycles and nothing else.
+    p2 = resources.hierarchical(CONV, DENSE, 7.0, 20.0, 32.0, 2.0, "bitmap")
+    same = (DENSE, 4.0, 7.0, 20.0, 32.0, 2.0, "bitmap")
+    assert resources.personalized(0, *same, fixed_weights=CONV) == p2
+    more = resources.personalized(1000, *same, fixed_weights=CONV)
+    assert more == p2._replace(fixed_cycles=p2.fixed_cycles + 4 * 20 * 1000)
 
 
 def test_energy_in_float32():

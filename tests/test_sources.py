@@ -359,3 +359,13 @@ def test_embedded_test_images_are_not_training_images(dataset):
 def test_embedded_set_is_never_read_from_elsewhere(tmp_path, dataset):
     write_set(tmp_path / "fashion_mnist_10k", arrays())
     np.testing.assert_array_equal(data.load("fashion_mnist_10k", tmp_path).x_test, dataset.x_test)
+
+
+def test_first_examples():
+    whole = data.load("fashion_mnist_10k")
+    few = data.first(whole, 100)
+    np.testing.assert_array_equal(few.x_train, whole.x_train[:100])
+    np.testing.assert_array_equal(few.y_train, whole.y_train[:100])
+    assert few.x_test is whole.x_test
+    with pytest.raises(data.DataError, match=r"data\.examples=99999: fashion_mnist_10k has 8000"):
+        data.first(whole, 99_999)

@@ -1,5 +1,6 @@
 """Who gets which share of the band, and how much each device prunes, within a time limit."""
 
+from fedprune.allocation.baselines import clipped_form as clipped_form
 from fedprune.allocation.baselines import closed_form as closed_form
 from fedprune.allocation.baselines import equal as equal
 from fedprune.allocation.baselines import post_hoc as post_hoc

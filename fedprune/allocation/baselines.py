@@ -15,7 +15,7 @@ its multiplier left open. It follows from sum_n b_n = 1:
     b_n = (s sqrt(kappa_n) - 1) / v3_n,    s = (1 + sum_m 1/v3_m) / sum_m (sqrt(kappa_m) / v3_m)
 
 It is the optimum exactly if all lo_n <= b_n <= hi_n, and otherwise has negative shares or pruning
-ratios outside [0, 1].
+ratios outside [0, 1]. ``clipped_form`` is what can be run of it.
 """
 
 from __future__ import annotations
@@ -70,6 +70,18 @@ def closed_form(p: Problem) -> Allocation:
         least=least_threshold(p),
         price=1.0 / (s * s),
     )
+
+
+def clipped_form(p: Problem, rho_max: jax.Array | float = 1.0) -> Allocation:
+    """The closed form's shares, negative ones taken for 0 and their sum scaled to 1.
+
+    Devices prune what they need at these shares, up to rho_max, and may be late; a device without
+    a share never gets done with what it must send.
+    """
+    floor = 1.0 - jnp.asarray(rho_max, p.air.dtype)
+    share = jnp.clip(closed_form(p).share, 0.0, 1.0)
+    share = share / jnp.sum(share)
+    return _given(p, share, jnp.clip(kept(p, share), floor, 1.0), floor)
 
 
 def _equal_shares(p: Problem) -> jax.Array:

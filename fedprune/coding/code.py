@@ -25,6 +25,14 @@ class Code(NamedTuple):
     """weights [...] of unit mean square -> symbols [..., r] of unit mean square"""
     decode: Callable[[jax.Array, jax.Array | float], jax.Array]
     """(received symbols [..., r], noise variance per symbol []) -> weights [...]"""
+    sent: jax.Array | int | None = None
+    """how many of the r symbols are really sent, which may be traced; the others are zero, take no
+    power and are not billed. None: all"""
+
+    @property
+    def repeats(self) -> jax.Array | int:
+        """Symbols a weight that are sent."""
+        return self.symbols if self.sent is None else self.sent
 
 
 def chunked(decode: Callable[[jax.Array], jax.Array], received: jax.Array, chunk: int) -> jax.Array:

@@ -69,27 +69,36 @@ def amplitudes(
     return jnp.sqrt(shape * jnp.where(sent > 0, budget / sent, 0.0))
 
 
+def root_mean_square(energy: jax.Array, sizes: jax.Array) -> jax.Array:
+    """rms(w_i) [L] of layers of energy E_i [L] and d_i [L] weights; 0 where there is none."""
+    return jnp.sqrt(energy / jnp.maximum(jnp.asarray(sizes, jnp.float32), 1.0))
+
+
 def encode_layers(
     layers: Sequence[jax.Array],
     codes: Sequence[Code],
     power: jax.Array | float = 1.0,
     sensitivity: jax.Array | None = None,
+    sizes: jax.Array | None = None,
 ) -> tuple[jax.Array, Side]:
     """All layers as one vector of real symbols.
 
     Args:
       layers: L arrays of weights, of any shapes.
       codes: one for each.
-      power: P_real, the mean square of all symbols together.
+      power: P_real, the mean square of all symbols that are sent.
       sensitivity: as for ``amplitudes``.
+      sizes: [L] d_i, how many weights of each layer are sent, where some are pruned: they are zero,
+        and so are their symbols, which keep their places here. None: all.
 
     Returns:
       symbols [sum_i r_i d_i], and the side information.
     """
     energy = jnp.stack([jnp.square(w).sum() for w in layers])
-    sizes = jnp.asarray([w.size for w in layers], jnp.float32)
-    repeats = jnp.asarray([c.symbols for c in codes], jnp.float32)
-    rms = jnp.sqrt(energy / sizes)
+    if sizes is None:
+        sizes = jnp.asarray([w.size for w in layers], jnp.float32)
+    repeats = jnp.stack([jnp.asarray(c.repeats, jnp.float32) for c in codes])
+    rms = root_mean_square(energy, sizes)
     alpha = amplitudes(energy, sizes, repeats, power, sensitivity)
     parts = []
     for i, (w, code) in enumerate(zip(layers, codes, strict=True)):

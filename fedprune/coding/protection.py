@@ -18,7 +18,12 @@ GROWTHS = ("add", "double")
 
 
 def expansions(
-    sensitivity: ArrayLike, energy: ArrayLike, sizes: ArrayLike, budget: int, growth: str = "add"
+    sensitivity: ArrayLike,
+    energy: ArrayLike,
+    sizes: ArrayLike,
+    budget: int,
+    growth: str = "add",
+    largest: int | None = None,
 ) -> np.ndarray:
     """Symbols a weight, r [L] int64, for every layer. On the host, since they decide shapes.
 
@@ -28,6 +33,7 @@ def expansions(
       sizes: [L] d_i, at least 1.
       budget: b, real symbols.
       growth: "add" for repetition, "double" for spirals.
+      largest: symbols a weight, at most; None: no limit but the budget.
 
     Raises:
       ValueError: an unknown growth, values out of range, or sum d_i > b: not even once each.
@@ -51,7 +57,7 @@ def expansions(
         best = int(np.argmax(np.where(blocked, -1.0, score / repeats)))
         grown = int(repeats[best]) * 2 if growth == "double" else int(repeats[best]) + 1
         extra = (grown - int(repeats[best])) * int(d[best])
-        if used + extra > budget:
+        if used + extra > budget or (largest is not None and grown > largest):
             blocked[best] = True
         else:
             repeats[best], used = grown, used + extra

@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedprune import tree
 from fedprune.coding.code import Code, chunked
 
 DECODERS = ("ml", "mmse")
@@ -145,7 +146,7 @@ def nearest_on_spiral(
         t = lax.fori_loop(0, NEWTON, newton, bracket)[0]
         return t * t - 2 * sign * t * r * jnp.cos(gamma * t - phi), sign * t
 
-    start = (jnp.full_like(r, jnp.inf), low)
+    start = tree.match((jnp.full_like(r, jnp.inf), low))
     (_, positive), (_, negative) = lax.fori_loop(0, COARSE + 1, coarse, (start, start))
     f_positive, w_positive = refine(1.0, positive)
     f_negative, w_negative = refine(-1.0, negative)

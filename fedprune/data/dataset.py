@@ -29,3 +29,17 @@ class Dataset(NamedTuple):
 
 class DataError(Exception):
     """A dataset that is missing or damaged; the message is one line and names the file."""
+
+
+def first(dataset: Dataset, n: int) -> Dataset:
+    """The dataset with its first n training examples only.
+
+    Raises:
+      DataError: fewer are there.
+    """
+    if n > len(dataset.y_train):
+        raise DataError(f"data.examples={n}: {dataset.name} has {len(dataset.y_train)}")
+    groups = None if dataset.group_train is None else dataset.group_train[:n]
+    return dataset._replace(
+        x_train=dataset.x_train[:n], y_train=dataset.y_train[:n], group_train=groups
+    )

@@ -5,9 +5,11 @@ that ships with the package (``fashion_mnist_10k``) has a name of its own. All o
 in this order, under the root ``data_dir`` or ``$FEDPRUNE_DATA``:
 
   1. TensorFlow Datasets, if installed (the extra ``tfds``) and prepared there; not for ``bearing``
+     and ``tiny_imagenet``
   2. the standard raw files:
        mnist, fashion_mnist   <root>/<name>/{train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]
        cifar10                <root>/cifar10/[cifar-10-batches-bin/]{data_batch_1..5,test_batch}.bin
+       tiny_imagenet          <root>/tiny_imagenet/[tiny-imagenet-200/]{wnids.txt,train,val}
        bearing                <root>/[bearing/]cwru_12k_de_1024.npz
   3. the folder of Debian's package of the set, where there is one
   4. if ``download`` asks for it, the network, through TFDS
@@ -27,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedprune.data import bearing, cifar, prepared
+from fedprune.data import bearing, cifar, prepared, tiny_imagenet
 from fedprune.data.dataset import DataError as DataError
 from fedprune.data.dataset import Dataset as Dataset
 
@@ -47,11 +49,12 @@ _HOW = {
     ),
     "cifar10": f"put data_batch_1.bin and its five companions into $FEDPRUNE_DATA/{{name}}/"
     f"{cifar.FOLDER}/",
+    "tiny_imagenet": f"unpack its archive into $FEDPRUNE_DATA/{{name}}/{tiny_imagenet.FOLDER}/",
     "bearing": f"put {bearing.FILE} into $FEDPRUNE_DATA/{{name}}/",
 }
 EMBEDDED = ("fashion_mnist_10k",)
 DOWNLOADABLE = ("fashion_mnist", "mnist", "cifar10")
-NAMES = (*EMBEDDED, *DOWNLOADABLE, "bearing")
+NAMES = (*EMBEDDED, *DOWNLOADABLE, "tiny_imagenet", "bearing")
 
 
 def load(
@@ -97,6 +100,11 @@ def _candidates(name: str, root: str | os.PathLike | None) -> Iterator:
         path = bearing.find(Path(root)) if root else None
         if path is not None:
             yield path, lambda: bearing.read_file(path)
+        return
+    if name == "tiny_imagenet":
+        unpacked = tiny_imagenet.folder(Path(root, name)) if root else None
+        if unpacked:
+            yield unpacked, lambda: tiny_imagenet.read_folder(unpacked)
         return
     builder = prepared.builder(name, root)
     if builder is not None:

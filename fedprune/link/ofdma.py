@@ -19,6 +19,7 @@ SCHEMES: dict[str, Callable[[Problem, jax.Array | float], Allocation]] = {
     "equal": allocation.equal,
     "post_hoc": lambda p, rho_max: allocation.post_hoc(p, allocation.optimal(p, rho_max)),
     "unpruned": lambda p, rho_max: allocation.unpruned(p),
+    "printed": allocation.clipped_form,
 }
 
 
@@ -46,6 +47,7 @@ def ofdma(
     scheme: str = "optimal",
     rho_max: jax.Array | float = 1.0,
     form: str = "derived",
+    scaled: bool = False,
 ) -> Uplink:
     """Devices send error-free bits over shares of a band, allocated together with their pruning.
 
@@ -68,9 +70,11 @@ def ofdma(
       edge: [K] int32, the server of each client; None: one for all.
       edges: servers.
       scheme: one of ``SCHEMES``: "optimal"; with equal shares "equal" (as little pruning as meets
-        the threshold), "post_hoc" (the optimal pruning) or "unpruned".
+        the threshold), "post_hoc" (the optimal pruning) or "unpruned"; "printed", the closed form.
       rho_max: largest pruning ratio, in (0, 1].
       form: "derived" or "printed" (``allocation.problem``).
+      scaled: whether what is billed are rates with the noise of the device's share only. Allocated
+        is with that of the whole band, so devices are in time and have some left.
 
     Raises:
       ValueError: an unknown scheme or form.
@@ -98,10 +102,11 @@ def ofdma(
         own = jnp.zeros_like(ids) if edge is None else edge[ids]
         found = allocation.by_edge(problem, own, edges, lambda p: SCHEMES[scheme](p, rho_max))
         found = lax.optimization_barrier(found)
-        got = found.share * rate
+        got = resources.rate(found.share, gain, power, noise, bandwidth, scaled)
+        bits_a_use = jnp.where(found.share > 0, got / found.share, rate) / bandwidth
         device = _Device(
             seconds=resources.seconds(work, found.keep, frequency, got),
-            uses=resources.bits_sent(work, found.keep) * bandwidth / rate,
+            uses=resources.bits_sent(work, found.keep) / bits_a_use,
             joules=resources.joules(work, found.keep, frequency, got, power),
         )
         everybody = jnp.ones(ids.shape, bool)

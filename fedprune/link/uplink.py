@@ -58,6 +58,7 @@ def over_the_air(
     threshold: jax.Array | float = 0.0,
     power: jax.Array | float = 1.0,
     bandwidth: jax.Array | float = 1e6,
+    repeats: jax.Array | int = 1,
 ) -> Uplink:
     """Analog over-the-air superposition with fading and AWGN.
 
@@ -100,6 +101,8 @@ def over_the_air(
       threshold: of |h_hat_k|^2, at least 0.
       power: P in W, for the energy only.
       bandwidth: channel uses a second, in Hz.
+      repeats: symbols a weight, averaged by the receiver: r of them divide v by r. Repetition is
+        linear, so it passes through the superposition; a sum of spirals is no spiral of the sum.
 
     Raises:
       ValueError: an unknown normalisation or packing.
@@ -138,7 +141,8 @@ def over_the_air(
         sums: _Sums = total.sum
         signal, peak = sums.signal, jnp.maximum(total.max, 0.0)
         d = tree.count(mask, signal)
-        s = jnp.sqrt(channel.noise_to_signal(snr_db, packing))
+        times = jnp.asarray(repeats, jnp.float32)
+        s = jnp.sqrt(channel.noise_to_signal(snr_db, packing) / times)
         scale, reports = jnp.float32(1.0), jnp.int32(0)
         sent = jnp.where(peak > 0, sums.power / jnp.square(peak), 0.0)
         if normalisation == "none":
@@ -158,7 +162,8 @@ def over_the_air(
             noise = channel.noise(key, signal, mask)
             signal = jax.tree.map(lambda y, n: scale * (y + deviation * n), signal, noise)
         variance = jnp.square(scale * deviation / jnp.maximum(sums.weight, 1e-30))
-        uses = jnp.where(sums.clients > 0, channel.channel_uses(d, packing), 0).astype(jnp.float32)
+        uses = channel.channel_uses(d * jnp.asarray(repeats, jnp.int32), packing)
+        uses = jnp.where(sums.clients > 0, uses, 0).astype(jnp.float32)
         seconds = uses / bandwidth
         cost = Cost(uses, reports, variance, seconds, power * seconds * sent)
         return tree.mean(signal, sums.weight), cost

@@ -75,6 +75,6 @@ def own_masks(
         start = tree.apply_mask(held, params if rewind else warmed)
         trained = train(key, t, start, held, client)
         delta = jax.tree.map(lambda s, d, w: s + d - w, start, trained.delta, params)
-        return Trained(tree.apply_mask(held, delta), trained.loss, held)
+        return trained._replace(delta=tree.apply_mask(held, delta), held=held)
 
     return update

@@ -5,7 +5,9 @@ Per step, on a batch of the client's own examples, with w_0 the model that the c
     g <- mask * (grad F_k(w) + mu (w - w_0)),    w <- w + decay(t) * optimizer(g),
 
 where mu is FedProx's (Li et al., Federated Optimization in Heterogeneous Networks, (2)) and t the
-round. So a pruned weight, which starts at zero, stays exactly zero (P2 (8)).
+round. So a pruned weight, which starts at zero, stays exactly zero (P2 (8)). The loss may be taken
+at what a receiver would have of w (``reception``; P3's noise injection), and have a second part, a
+teacher's (``distillation``).
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from jax import lax
 
 from fedprune import rng, tree
 from fedprune.local.decay import Decay
-from fedprune.types import Client, Key, LocalUpdate, Mask, Model, Params, Trained
+from fedprune.local.distillation import Distillation
+from fedprune.types import Client, Key, LocalUpdate, Mask, Model, Params, Reception, Trained
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 """(logits [b, classes], labels [b]) -> [b] loss of every example"""
@@ -40,6 +43,8 @@ def sgd(
     prox: jax.Array | float | None = None,
     decay: Decay | None = None,
     microbatch: int = 0,
+    reception: Reception | None = None,
+    distillation: Distillation | None = None,
 ) -> LocalUpdate:
     """Local training for a number of steps, or of epochs; the optimizer starts afresh every round.
 
@@ -65,6 +70,10 @@ def sgd(
         activations stay in cache; a part has as many examples as the divisor of the batch that is
         nearest by ratio. Results differ in rounding only. 0: see ``microbatch_size``. A model with
         running statistics takes the whole batch at once.
+      reception: the weights at which each step takes its loss, as a function of those trained, such
+        as ``link.injection``. The number of the step that it is told counts all steps of the run.
+        With running statistics it has to keep the structure of the params. None: those trained.
+      distillation: added to the loss, see ``local.distillation``.
 
     Raises:
       ValueError: unless batch and exactly one of steps and epochs are positive.
@@ -83,7 +92,10 @@ def sgd(
             logits, after = model.apply(params, x), None
         else:
             logits, after = model.train(params, x)
-        return jnp.sum(jnp.where(counts, loss(logits, y), 0.0)) / number, after
+        value = loss(logits, y)
+        if distillation is not None:
+            value = value + distillation(logits, x)
+        return jnp.sum(jnp.where(counts, value, 0.0)) / number, after
 
     def of_batch(params: Params, client: Client, positions: jax.Array, counts: jax.Array):
         """((loss, statistics after), gradient) of the mean over the examples that count."""
@@ -107,9 +119,15 @@ def sgd(
     def update(key: Key, t: jax.Array, params: Params, mask: Mask, client: Client) -> Trained:
         factor = None if decay is None else decay(t)
 
-        def step(carry, positions: jax.Array, counts: jax.Array):
+        def step(carry, number: jax.Array, positions: jax.Array, counts: jax.Array):
             now, state = carry
-            (value, after), gradient = of_batch(now, client, positions, counts)
+            if reception is None:
+                (value, after), gradient = of_batch(now, client, positions, counts)
+            else:
+                noise = rng.stream(key, "reception", number)
+                received, pull = jax.vjp(lambda w: reception(noise, number, w, mask), now)
+                (value, after), gradient = of_batch(received, client, positions, counts)
+                (gradient,) = pull(gradient)
             if prox is not None:
                 gradient = jax.tree.map(lambda g, w, w0: g + prox * (w - w0), gradient, now, params)
             if after is not None:
@@ -125,7 +143,7 @@ def sgd(
 
         start = tree.match((params, optimizer.init(params), client, key, t))[:2]
         passes = _steps if epochs is None else _epochs
-        end, value = passes(key, client, batch, length, step, start)
+        end, value = passes(key, t, client, batch, length, step, start)
         delta = jax.tree.map(jnp.subtract, end[0], params)
         return Trained(tree.apply_mask(mask, delta), value)
 
@@ -161,7 +179,7 @@ def _divisor(number: int, wanted: int) -> int:
     return min(divisors, key=lambda d: max(d / wanted, wanted / d))
 
 
-def _steps(key: Key, client: Client, batch: int, steps: int, step, start):
+def _steps(key: Key, t: jax.Array, client: Client, batch: int, steps: int, step, start):
     """Scan over steps, each on a batch drawn with replacement."""
     everything = jnp.ones(batch, bool)
     # A client without examples trains on padding; the round gives it no weight.
@@ -169,13 +187,13 @@ def _steps(key: Key, client: Client, batch: int, steps: int, step, start):
 
     def one(carry, i):
         drawn = jax.random.randint(rng.stream(key, "batch", i), (batch,), 0, size)
-        return step(carry, drawn, everything)
+        return step(carry, t * steps + i, drawn, everything)
 
     end, values = lax.scan(one, start, jnp.arange(steps))
     return end, values.mean()
 
 
-def _epochs(key: Key, client: Client, batch: int, epochs: int, step, start):
+def _epochs(key: Key, t: jax.Array, client: Client, batch: int, epochs: int, step, start):
     """Scan over epochs of a scan over batches; batches beyond the client's size change nothing."""
     n_max = client.rows.shape[0]
     batches = -(-n_max // batch)
@@ -187,15 +205,17 @@ def _epochs(key: Key, client: Client, batch: int, epochs: int, step, start):
         order = jnp.argsort(jnp.where(jnp.arange(n_max) < client.size, ticket, 2.0))
         order = jnp.pad(order, (0, batches * batch - n_max))
 
-        def one(carry, slot):
+        def one(carry, numbered):
+            number, slot = numbered
             counts = slot < client.size
             # Idle slots repeat own examples in turn: neither a gradient of weight zero nor the
             # statistics of a batch see padding.
-            new, value = step(carry, order[slot % jnp.maximum(client.size, 1)], counts)
+            new, value = step(carry, number, order[slot % jnp.maximum(client.size, 1)], counts)
             weight = jnp.sum(counts, dtype=jnp.float32)
             return tree.where(weight > 0, new, carry), (value * weight, weight)
 
-        return lax.scan(one, carry, slots)
+        numbers = (t * epochs + e) * batches + jnp.arange(batches)
+        return lax.scan(one, carry, (numbers, slots))
 
     end, (values, weights) = lax.scan(epoch, start, jnp.arange(epochs))
     return end, values.sum() / jnp.maximum(weights.sum(), 1.0)

@@ -25,7 +25,8 @@ def kernels(path: str, leaf: Any) -> bool:
 
 def named(part: str) -> Predicate:
     """Kernels of layers whose path contains ``part``: "Dense" are the fully connected ones (P2)."""
-    return lambda path, leaf: kernels(path, leaf) and part in path
+    inside = tree.within(part)
+    return lambda path, leaf: kernels(path, leaf) and inside(path, leaf)
 
 
 class PrunerState(NamedTuple):

@@ -96,32 +96,29 @@ def personalized(
     value_bits: jax.Array | float,
     warm_steps: jax.Array | float = 0.0,
     payload: str = "values",
+    fixed_weights: int = 0,
 ) -> Work:
     """P4: personal weights stay on the device, global ones are pruned and sent.
 
     Args:
       personal_weights: N_v.
-      global_weights: N_u.
+      global_weights: N_u, those that may be pruned.
       personal_steps: tau_v.
       global_steps: tau_u.
       cycles: C_k, processor cycles for one step of one weight; [] or [N].
       value_bits: q.
       warm_steps: tau^_u, steps of the global part before pruning; 0 for the unpruned (8).
       payload: one of ``PAYLOADS``.
+      fixed_weights: global weights that are never pruned; P4 has none.
 
     Raises:
       ValueError: an unknown payload.
     """
-    fixed_bits, prunable_bits = _payload(global_weights, value_bits, payload)
-    return Work(
-        fixed_cycles=personal_steps * cycles * personal_weights,
-        warm_cycles=warm_steps * cycles * global_weights,
-        prunable_cycles=global_steps * cycles * global_weights,
-        fixed_bits=fixed_bits,
-        prunable_bits=prunable_bits,
-        fixed_weights=0,
-        prunable_weights=global_weights,
+    work = hierarchical(
+        fixed_weights, global_weights, global_steps, cycles, value_bits, warm_steps, payload
     )
+    own = personal_steps * cycles * personal_weights
+    return work._replace(fixed_cycles=work.fixed_cycles + own)
 
 
 def compute_seconds(work: Work, keep: jax.Array, frequency: jax.Array | float) -> jax.Array:

@@ -1,0 +1,120 @@
+"""What AirNet's experiments share: stages that resume, budgets, rates, and a whole run."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import (
+    airnet,
+    airnet_ablation,
+    airnet_bandwidth,
+    airnet_ensemble,
+    airnet_expansion,
+    airnet_mismatch,
+    airnet_sensitivity,
+    airnet_snr,
+    downlink,
+)
+from fedprune import config as cfg
+
+EXPERIMENTS = (
+    airnet_ablation,
+    airnet_bandwidth,
+    airnet_ensemble,
+    airnet_expansion,
+    airnet_mismatch,
+    airnet_sensitivity,
+    airnet_snr,
+)
+
+
+@pytest.mark.parametrize("module", EXPERIMENTS, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("variant", ["fast", "full", "paper"])
+def test_every_variant_is_valid(module, variant):
+    config = module.get_config(variant)
+    cfg.validate(config)
+    assert config.experiment == module.__name__
+    assert module.arms(config) == []
+    with pytest.raises(cfg.ConfigError, match="must be one of fast, full, paper"):
+        module.get_config("huge")
+
+
+def test_arms_of_the_downlink_are_valid():
+    config = downlink.get_config()
+    for arm in downlink.arms(config):
+        cfg.validate(cfg.override(config, arm.overrides))
+
+
+def tiny(module, **values):
+    config = module.get_config("fast")
+    small = {
+        "model.name": "mlp", "model.hidden": (6,), "run.rounds": 2, "run.every": 2, "run.seeds": 1,
+        "local.steps": 2, "local.batch": 4, "pruning.every": 1, "pruning.steps": 1, "uses": 1000,
+        "draws": 1, "fading_draws": 1, "test_images": 50, "curvature_images": 8, "products": 2,
+        "mesh.devices": 2,
+    }  # fmt: skip
+    return cfg.override(config, {**small, **values})
+
+
+def test_from_end_to_end_and_again(tmp_path):
+    """Nets meet their budgets, and a second laboratory takes those that are kept."""
+    config = tiny(airnet_snr, snrs_db=(5.0,), shares=(0.2,))
+    text = airnet_snr.report(config, [], tmp_path)
+    assert "successive refinement" in text
+    assert "| 5 " in text
+    for name in ("summary.json", "report.md", "figures/awgn.png", "figures/fading.svg"):
+        assert (tmp_path / name).is_file()
+    kept = {p.name for p in (tmp_path / "nets").iterdir()}
+    assert kept == {"dense.npz", "pruned.npz", "expanded.npz", "pairs.npz", "digital.npz"}
+    before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "nets").iterdir()}
+    lab = airnet.Lab(config, tmp_path)
+    point = airnet.Point(5.0, 1000)
+    lab.pruned("pruned", [airnet.Net(f"whole-{point}"), airnet.Net(f"half-{point}")])
+    lab.pair("pairs", [airnet.Net("pair-1000")], {}, [])
+    assert jax.tree.structure(lab.nets["pair-1000"].mask["low"]) == jax.tree.structure(lab.shapes)
+    now = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "nets").iterdir()}
+    assert now == before
+    # 784 inputs, 6 hidden, 10 outputs: each neuron has 784 + 1 + 10 weights, and 10 are biases.
+    assert lab.weights == 6 * 795 + 10
+    for name, uses in (("whole", 1000), ("half", 500)):
+        net = lab.nets[f"{name}-{point}"]
+        left = sum(int(m.sum()) for m in jax.tree.leaves(net.mask))
+        assert left == (2 * uses - 10) // 795 * 795 + 10
+        for v, m in zip(jax.tree.leaves(net.params), jax.tree.leaves(net.mask), strict=True):
+            assert not v[~m].any()
+    repeats = lab.protect("r", f"half-{point}", "hessian", 5.0, 1000)
+    sizes = [int(m.sum()) for m in jax.tree.leaves(lab.nets[f"half-{point}"].mask) if m.ndim > 2]
+    assert (repeats @ sizes <= 2000).all()
+
+
+def test_rates_by_hand():
+    curves = [{"entropy": (np.array([1000, 3000]), np.array([50.0, 80.0]))}]
+    at = lambda snr, fading: airnet.digital_accuracies(curves, "entropy", snr, 1000, fading)[0]
+    assert at(0.0, "none") == 50  # capacity 1 bit
+    assert at(-1.0, "none") == 0
+    assert at(9.0, "none") == 80  # 3.16 bits
+    snr = 10**0.5
+    outage = [50 * np.exp(-(2**1 - 1) / snr), 80 * np.exp(-(2**3 - 1) / snr)]
+    assert at(5.0, "outage") == pytest.approx(max(outage), rel=1e-4)
+    csit = 50 * np.exp(-1 / snr) + 30 * np.exp(-7 / snr)
+    assert at(5.0, "csit") == pytest.approx(csit, abs=0.05)
+
+
+def test_streams_decode_to_what_they_are_billed_for():
+    gen = np.random.default_rng(0)
+    params = {"kernel": gen.normal(size=(40, 30)).astype("f4"), "bias": np.ones(30, "f4")}
+    mask = {"kernel": np.abs(params["kernel"]) > 1.5, "bias": np.ones(30, bool)}
+    params["kernel"] *= mask["kernel"]
+    found = airnet.streams(params, mask)
+    assert [name for name, *_ in found] == ["entropy"] * 2 + ["refined"] * 7
+    for family in ("entropy", "refined"):
+        errors, sizes = [], []
+        for name, bits, decoded in found:
+            if name == family:
+                np.testing.assert_array_equal(decoded["bias"], params["bias"])
+                errors.append(np.abs(decoded["kernel"] - params["kernel"]).max())
+                sizes.append(bits)
+        assert sizes == sorted(sizes)
+        assert errors == sorted(errors, reverse=True)
+        assert errors[-1] < 0.05
+        assert sizes[-1] < 32 * mask["kernel"].sum()
