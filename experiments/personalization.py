@@ -42,14 +42,14 @@ labels a client mean that every label has two clients, so that there is somebody
 parts train by SGD with momentum 0.9 at 0.02: of 0.005, 0.01, 0.02 and 0.05 the best in ``fast``
 with seed 0, for personal-only (97.6 %, and 16 % at 0.05) as for flat (68.7 %). ``full`` has 0.01:
 with its network and steps, personal-only had 98 % after six rounds on the embedded images, seed 0,
-and 40 % at 0.02. No other arm was tuned, which favours these two. FedAlt's 2 tau steps and FedSim's tau steps of both parts take the same cycles in
-P4's count. Clients weigh the same in the mean.
+and 40 % at 0.02. No other arm was tuned, which favours these two. FedAlt's 2 tau steps and FedSim's
+tau steps of both parts take the same cycles in P4's count. Clients weigh the same in the mean.
 
 Rules and thresholds were fixed before any run; the trials above and a run of three rounds that only
 tested the code came after them, and changed learning rates, and the length and test interval of
-``full``. Accuracy is the mean over clients of the accuracy
-on their own test examples, averaged over the last three tests; differences are paired by seed, 95 %
-Student intervals; a claim held, or did not, if the interval lies above, or below, its threshold.
+``full``. Accuracy is the mean over clients of the accuracy on their own test examples, averaged over
+the last three tests; differences are paired by seed, 95 % Student intervals; a claim held, or did
+not, if the interval lies above, or below, its threshold.
 
   1. limit-25 at most 1 point below personal-only
   2. its latency at least 40 % lower, which follows from the setting: 25 ms of about 54
