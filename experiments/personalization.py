@@ -47,7 +47,7 @@ tau steps of both parts take the same cycles in P4's count. Clients weigh the sa
 
 Rules and thresholds were fixed before any run; the trials above and a run of three rounds that only
 tested the code came after them, and changed learning rates, and the length and test interval of
-``full``. Accuracy is the mean over clients of the accuracy on their own test examples, averaged over
+``full``. Accuracy is the mean over clients of that on their own test examples, averaged over
 the last three tests; differences are paired by seed, 95 % Student intervals; a claim held, or did
 not, if the interval lies above, or below, its threshold.
 
