@@ -90,10 +90,17 @@ def flat(values: Params) -> jax.Array:
 
 
 def measure(config: Config, dataset: data.Dataset, seed: int) -> Measured:
-    """Trains once and looks at the models on the way."""
+    """Trains once and looks at the models on the way.
+
+    Raises:
+      ConfigError: no edge servers.
+    """
     split = build.partitioner(config.data, dataset)(dataset.y_train, dataset.y_test, seed)
     clients = data.federate(dataset, split).train
-    network = build.model(config, dataset)
+    network, tiers = build.model(config, dataset), build.edges(config)
+    if tiers is None:
+        raise ConfigError("edges.servers=0: must be at least 1")
+    server_of, servers = tiers.of, tiers.servers
     path = models(config, network, clients, seed)
     devices, batch = jnp.arange(config.data.clients), config.local.batch
     update, key = build.local_update(config, network), jax.random.key(seed)
@@ -122,7 +129,7 @@ def measure(config: Config, dataset: data.Dataset, seed: int) -> Measured:
             return whole, slope, *moments, lost, flat(held)
 
         values, slopes, moment, variance, lost, held = lax.map(of_device, devices)
-        count = jax.ops.segment_sum(held.astype(jnp.int32), tiers.of, tiers.servers)
+        count = jax.ops.segment_sum(held.astype(jnp.int32), server_of, servers)
         square = jnp.sum(jnp.square(flat(prunable(params))))
         return (
             values.mean(), slopes.mean(0), moment.max(), variance.max(), lost.max(), count.min(),
@@ -134,8 +141,6 @@ def measure(config: Config, dataset: data.Dataset, seed: int) -> Measured:
         pairs = zip(jax.tree.leaves(values), jax.tree.leaves(chosen), strict=True)
         return [leaf for leaf, c in pairs if c]
 
-    tiers = build.edges(config)
-    assert tiers is not None
     looks = [jax.device_get(look(params, jnp.int32(t))) for t, params in enumerate(path)]
     values, slopes, moment, variance, lost, count, square = map(
         np.asarray, zip(*looks, strict=True)
@@ -179,10 +184,10 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
         return [name, f"{inside.mean:.3g} ± {inside.half:.2g}"]
 
     constants = [
-        line("L", [m.constants.smoothness for m in found]),
-        line("phi", [m.constants.gradient for m in found]),
-        line("s", [m.constants.noise for m in found]),
-        line("D^2", [m.constants.pruning**2 for m in found]),
+        line("L", [float(m.constants.smoothness) for m in found]),
+        line("phi", [float(m.constants.gradient) for m in found]),
+        line("s", [float(m.constants.noise) for m in found]),
+        line("D^2", [float(m.constants.pruning) ** 2 for m in found]),
         line("||w||^2 there", [m.square for m in found]),
         line("F(w_0)", [m.gap for m in found]),
         line("Gamma*", [m.holders for m in found]),
@@ -198,7 +203,7 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
         held, inside = rp.judge(np.log10(above), 0.0)
         text = f"{form}: the bound over the left side is above 1"
         verdicts.append(rp.Verdict(form, "P2 (22)", text, held, f"10^({inside})"))
-    held, inside = rp.judge([1 - m.constants.pruning**2 / m.square for m in found], 0.0)
+    held, inside = rp.judge([1 - float(m.constants.pruning) ** 2 / m.square for m in found], 0.0)
     text = "||w - w m||^2 <= rho ||w||^2 for masks (2)"
     value = f"D^2 is {1 - inside.mean:.2f} ± {inside.half:.2f} of ||w||^2"
     verdicts.append(rp.Verdict("assumption", "P2 (18)", text, held, value))
