@@ -8,7 +8,6 @@ of one compiled program; all others are part of the program's shape.
 import copy
 import dataclasses
 import difflib
-import fnmatch
 import inspect
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
@@ -500,11 +499,6 @@ FREE = (
     *("uplink.*", "downlink.*", "server.lr", "server.momentum", "server.b2", "server.epsilon"),
     *("mesh.*", "run.rounds", "run.every", "run.save_every", "run.evaluate", "run.test"),
 )
-
-
-def keeps_state(path: str) -> bool:
-    """Whether a state that was computed with one value of a field can be continued with another."""
-    return any(fnmatch.fnmatchcase(path, pattern) for pattern in FREE)
 
 
 # In words -----

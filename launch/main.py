@@ -34,6 +34,12 @@ WORKDIR = flags.DEFINE_string("workdir", None, "run directory: metrics, checkpoi
 PROFILE = flags.DEFINE_bool(
     "profile", False, "trace one round of the first program into --workdir, and run nothing"
 )
+FRESH = flags.DEFINE_bool(
+    "fresh", False, "start over; what --workdir holds is moved to a numbered folder in it, old/"
+)
+RESUME_FROM = flags.DEFINE_string(
+    "resume_from", None, "start a new run from the newest checkpoints of this run directory"
+)
 HELP = flags.DEFINE_bool(
     "help_config", False, "print every field of --config, or of the common configuration"
 )
@@ -56,10 +62,12 @@ def main(argv: Sequence[str]) -> int:
         return _refuse(e, 2)
     backend.configure(config.mesh.devices, cache=not PROFILE.value)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("absl", "jax", "orbax", "matplotlib"):
+    for noisy in ("jax", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    for raises in ("absl", "orbax"):  # Orbax logs with a traceback what it raises
+        logging.getLogger(raises).setLevel(logging.CRITICAL)
 
-    from fedprune import data, experiment, writer
+    from fedprune import checkpoint, data, experiment, writer
 
     try:
         module = importlib.import_module(config.experiment)
@@ -67,13 +75,20 @@ def main(argv: Sequence[str]) -> int:
         if PROFILE.value:
             print(_profile(plan, Path(workdir)))
             return 0
-        with writer.RunDirectory(workdir, cfg.to_json(config)) as directory:
+        with writer.RunDirectory(
+            workdir,
+            cfg.to_json(config),
+            fresh=FRESH.value,
+            resume_from=RESUME_FROM.value,
+            free=cfg.FREE,
+        ) as directory:
+            directory.record(backend.environment())
             rows = experiment.execute(plan, directory)
             print(module.report(config, rows, directory.path))
             print(f"Results in {directory.path}: report.md, summary.json, figures/, metrics.jsonl")
     except (cfg.ConfigError, ValueError) as e:
         return _refuse(e, 2)
-    except (data.DataError, writer.RunDirectoryError) as e:
+    except (data.DataError, writer.RunDirectoryError, checkpoint.CheckpointError) as e:
         return _refuse(e, 1)
     return 0
 
