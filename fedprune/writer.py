@@ -79,7 +79,11 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _locked((self.path / LOCK).open("w"), f"workdir={self.path}")
             if not begun:
-                self._begin(config, source)
+                try:
+                    self._begin(config, source)
+                except BaseException:
+                    self.close()
+                    raise
 
     def record(self, environment: dict[str, Any]) -> None:
         """Adds this start to ``run.json``, and logs in what it differs from the one before."""
