@@ -170,7 +170,7 @@ def _as(saved: np.ndarray, like: jax.Array) -> jax.Array | np.ndarray:
 
 def _of_array(leaf: np.ndarray) -> str:
     """SHA-256 of an array's bytes. The list of checksums has shapes and types, and its own SHA."""
-    return hashlib.sha256(np.ascontiguousarray(leaf).view(np.uint8)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(leaf).view(np.uint8).data).hexdigest()
 
 
 def _of_json(value: Any) -> str:

@@ -125,7 +125,7 @@ class RunDirectory:
                 "path": str(source.resolve()),
                 "id": _read_json(source / "run.json")["id"],
             }
-        run = {"id": uuid.uuid4().hex, "resumed_from": origin, "starts": []}
+        run: dict[str, Any] = {"id": uuid.uuid4().hex, "resumed_from": origin, "starts": []}
         write_json(self.path / "run.json", run)
         write_json(self.path / "config.json", config)
 

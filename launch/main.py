@@ -52,11 +52,11 @@ class UsageError(Exception):
 def main(argv: Sequence[str]) -> int:
     """Returns the exit status: 0; 2 for bad usage; 1 for unusable data or directories."""
     try:
-        config = parse(argv)
+        given = parse(argv)
         if HELP.value:
-            print(cfg.explain(config or cfg.Config()))
+            print(cfg.explain(given or cfg.Config()))
             return 0
-        workdir = _required(config)
+        config, workdir = _required(given)
         cfg.validate(config)
     except (UsageError, cfg.ConfigError) as e:
         return _refuse(e, 2)
@@ -115,17 +115,17 @@ def parse(argv: Sequence[str]) -> cfg.Config | None:
     return config
 
 
-def _required(config: cfg.Config | None) -> str:
-    """The run directory.
+def _required(config: cfg.Config | None) -> tuple[cfg.Config, str]:
+    """The configuration and the run directory.
 
     Raises:
-      UsageError: it or the configuration is missing.
+      UsageError: one of them is missing.
     """
     if config is None:
         raise UsageError("--config is missing: give --config=experiments/NAME.py:VARIANT")
     if not WORKDIR.value:
         raise UsageError("--workdir is missing: give --workdir=DIR")
-    return WORKDIR.value
+    return config, WORKDIR.value
 
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:

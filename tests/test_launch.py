@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_costs_rounds_and_changes_nothing(unbroken, tmp_pat
     assert result.returncode == 0, result.stderr
     said = [line for line in result.stderr.splitlines() if "checkpoint" in line]
     assert len(said) == 1
-    assert re.match("program1: the checkpoint of round 12: .*; taking that of round 8$", said[0])
+    assert re.match("program1: the checkpoint of round 12: .*; taking that of round 10$", said[0])
     assert "Traceback" not in result.stderr
     for name in ("summary.json", "metrics.jsonl", "report.md"):
         assert (workdir / name).read_bytes() == (unbroken / name).read_bytes(), name
@@ -197,10 +197,10 @@ def test_fresh_and_resumed_from_another_run(unbroken, tmp_path):
     assert (workdir / "old" / "1" / "report.md").read_bytes() == (
         unbroken / "report.md"
     ).read_bytes()
-    result = launch(*asked, f"--resume_from={unbroken}", "--fresh", "--config.model.hidden=9,")
+    result = launch(*asked, f"--resume_from={unbroken}", "--fresh", "--config.model.kernel=5")
     assert result.returncode == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert "model.hidden was [8], is [9], but only these may differ: variant, " in line
+    assert "model.kernel was 3, is 5, but only these may differ: variant, " in line
     assert not (workdir / "old" / "2").exists()
 
 
