@@ -244,7 +244,7 @@ KILLED_SAVES = """
 def test_killed_while_saving(tmp_path):
     """kill -9 at points spread over a save, from its first file to the removal of what is too old:
     the state before it or the one saved, never less."""
-    marks = range(1, 130, 6)
+    marks = range(1, 70, 3)
     states = {step: {"w": np.full(1000, step, np.float32)} for step in (1, 2, 3)}
     checkpoints = Checkpoints(tmp_path / "saved" / "program0")
     for step in (1, 2):
