@@ -80,8 +80,8 @@ Accuracies = Mapping[Any, np.ndarray]
 class AirNet(Config):
     """The common fields, and those of delivery."""
 
-    snrs_db: tuple[float, ...] = spec((), "SNRs of delivery in dB", low=-30, high=100)
-    uses: int = spec(2000, "bandwidth b in complex channel uses", low=1)
+    snrs_db: tuple[float, ...] = spec((), "SNRs of delivery", low=-30, high=100, unit="dB")
+    uses: int = spec(2000, "bandwidth b", low=1, unit="complex channel uses")
     draws: int = spec(4, "draws of the noise for each accuracy", low=1)
     fading_draws: int = spec(24, "draws of h for each accuracy under fading", low=1)
     test_images: int = spec(1000, "test images of each draw", low=1)

@@ -65,7 +65,9 @@ from fedprune.writer import Row
 class HflAdaptive(Config):
     """The common fields, and the thresholds that are compared."""
 
-    limits_ms: tuple[float, ...] = spec((25.0, 30.0, 35.0, 40.0), "T_th compared", above=0)
+    limits_ms: tuple[float, ...] = spec(
+        (25.0, 30.0, 35.0, 40.0), "T_th compared", above=0, unit="ms"
+    )
 
 
 def get_config(variant: str = "fast") -> HflAdaptive:

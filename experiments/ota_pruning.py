@@ -79,7 +79,9 @@ class OtaPruning(Config):
     )
     ratios: tuple[float, ...] = spec((0.3, 0.5, 0.7, 0.9), "pruning ratios", above=0, below=1)
     client_ratios: tuple[float, ...] = spec((0.9,), "ratios of client masks", above=0, below=1)
-    snrs_db: tuple[float, ...] = spec((), "SNRs compared; none: uplink.snr_db", low=-100, high=200)
+    snrs_db: tuple[float, ...] = spec(
+        (), "SNRs compared; none: uplink.snr_db", low=-100, high=200, unit="dB"
+    )
 
 
 def get_config(variant: str = "fast") -> OtaPruning:

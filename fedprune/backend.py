@@ -1,4 +1,5 @@
-"""What has to be set before JAX starts: virtual CPU devices and the compilation cache.
+"""What has to be set before JAX starts: virtual CPU devices and the compilation cache; and a record
+of the versions and devices that there are.
 
 The launcher and the benchmarks call ``configure``; whoever uses the package as a library may.
 """
@@ -6,13 +7,19 @@ The launcher and the benchmarks call ``configure``; whoever uses the package as 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import platform
+import subprocess
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import jax
 
 MOST_CPU_DEVICES = 8
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "scipy")
+"""those that numbers or files depend on"""
 
 
 def configure(devices: int = 0, cache: bool = True) -> None:
@@ -60,3 +67,30 @@ def _processor() -> str:
         wanted = ("model name", "flags", "Features", "CPU part")
         known += "".join(sorted({line for line in lines if line.startswith(wanted)}))
     return hashlib.sha256(known.encode()).hexdigest()[:16]
+
+
+def environment() -> dict[str, Any]:
+    """What a run's numbers may depend on beside its configuration: versions, devices, platform.
+
+    ``code`` is ``git describe`` of the checkout that the package lies in; "" if it is in none.
+    """
+    devices = Counter(f"{device.platform} {device.device_kind}" for device in jax.devices())
+    return {
+        "code": _code_version(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "devices": dict(devices),
+        "processor": _processor(),
+    }
+
+
+def _code_version() -> str:
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / ".git").exists():
+        return ""
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--tags"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git
+        return ""

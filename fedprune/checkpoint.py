@@ -1,8 +1,17 @@
-"""Checkpoints of a whole state by Orbax: atomic, asynchronous, the newest two kept."""
+"""Checkpoints of a whole state by Orbax: atomic, asynchronous, the newest two kept, with checksums.
+
+Orbax reads most damaged files without complaint, so every leaf is saved with a SHA-256 of its own,
+and a state counts only if all of them are right.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,34 +19,141 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fedprune.types import PyTree
+from fedprune.writer import set_aside
+
+log = logging.getLogger(__name__)
+
+Leaves = Mapping[str, np.ndarray]
+"""the leaves of a state by their path, as ``state.params.Dense_0.kernel``; keys as their data"""
+
+
+class CheckpointError(Exception):
+    """Checkpoints that cannot be read, continued or written; the message is one line."""
 
 
 class Checkpoints:
     """The checkpoints of one program."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
-
-    def latest(self) -> int:
-        """The newest round that was saved; 0 if none was."""
-        return self._manager.latest_step() or 0
+        names = ("state", "checksums")
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=names)
 
     def save(self, rounds_done: int, state: PyTree) -> None:
-        """Saves in the background; a save still under way is waited for first."""
-        # Host copies: Orbax writes while the next segment already runs.
-        self._manager.save(rounds_done, args=ocp.args.StandardSave(jax.tree.map(_host, state)))
+        """Saves in the background; a save still under way is waited for first.
 
-    def restore(self, rounds_done: int, like: PyTree) -> PyTree:
-        """The state saved after so many rounds, as NumPy arrays and keys shaped like ``like``."""
-        target = jax.tree.map(_host, like)
-        restored = self._manager.restore(rounds_done, args=ocp.args.StandardRestore(target))
-        return jax.tree.map(_as, restored, like)
+        Raises:
+          CheckpointError: this save or the one before failed.
+        """
+        # Host copies: Orbax writes while the next segment already runs.
+        leaves = _leaves(state)
+        about = {
+            name: {"shape": leaf.shape, "dtype": str(leaf.dtype), "sha256": _of_array(leaf)}
+            for name, leaf in leaves.items()
+        }
+        parts = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(leaves),
+            checksums=ocp.args.JsonSave({"leaves": about, "sha256": _of_json(about)}),
+        )
+        try:
+            saved = self._manager.save(rounds_done, args=parts)
+        except Exception as e:  # Orbax and TensorStore raise many kinds
+            raise self._unwritten(e) from e
+        assert saved, f"a checkpoint of round {rounds_done} or later exists"
+
+    def restore(self) -> tuple[int, Leaves]:
+        """The newest state that is whole, with the rounds that it has behind it; 0 and {} if none.
+
+        Damaged states that are newer are reported in a line each, and moved to a numbered folder in
+        FOLDER.damaged.
+
+        Raises:
+          CheckpointError: there are states, but none is whole. Nothing is moved or changed then.
+        """
+        faults: dict[int, str] = {}
+        for rounds_done in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                leaves = self._read(rounds_done)
+            except Exception as e:  # Orbax and TensorStore raise many kinds
+                faults[rounds_done] = f"the checkpoint of round {rounds_done}: {_one_line(e)}"
+                continue
+            if faults:
+                for fault in faults.values():
+                    log.warning(
+                        "%s: %s; taking that of round %d", self._folder.name, fault, rounds_done
+                    )
+                damaged = self._folder.with_name(f"{self._folder.name}.damaged")
+                set_aside([self._folder / str(step) for step in faults], damaged)
+                self._manager.reload()
+            return rounds_done, leaves
+        if faults:
+            raise CheckpointError(
+                f"{self._folder}: no checkpoint is whole: {'; '.join(faults.values())}"
+            )
+        return 0, {}
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until everything is on disk.
+
+        Raises:
+          CheckpointError: the last save failed.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.close()
+        except Exception as e:
+            raise self._unwritten(e) from e
+
+    def _read(self, rounds_done: int) -> Leaves:
+        checksums = self._restored(rounds_done, "checksums", ocp.args.JsonRestore())
+        about = checksums["leaves"]
+        if _of_json(about) != checksums["sha256"]:
+            raise CheckpointError("its list of checksums is damaged")
+        leaves = {}
+        for name, of in about.items():  # one by one, to know whose file cannot be read
+            part = dict.fromkeys(about, ocp.PLACEHOLDER)
+            part[name] = np.empty(of["shape"], jnp.dtype(of["dtype"]))
+            try:
+                found = self._restored(rounds_done, "state", ocp.args.PyTreeRestore(part))
+            except Exception as e:
+                raise CheckpointError(f"{name} cannot be read ({_one_line(e)})") from e
+            leaves[name] = found[name]
+            if _of_array(leaves[name]) != of["sha256"]:
+                raise CheckpointError(f"{name} is damaged")
+        return leaves
+
+    def _restored(self, rounds_done: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
+        return self._manager.restore(rounds_done, args=ocp.args.Composite(**{item: args}))[item]
+
+    def _unwritten(self, error: Exception) -> CheckpointError:
+        return CheckpointError(f"{self._folder}: a checkpoint was not written: {_one_line(error)}")
+
+
+def rebuild(leaves: Leaves, like: PyTree) -> PyTree:
+    """Restored leaves in the structure of a state: NumPy arrays, and keys where ``like`` has them.
+
+    Raises:
+      CheckpointError: a leaf that is missing, left over or of another shape or type.
+    """
+    wanted = _leaves(like)
+    for name in (*wanted, *leaves):
+        if name not in leaves or name not in wanted:
+            raise CheckpointError(f"checkpoint: {name} is in only one of checkpoint and program")
+        kinds = [f"{v.dtype}{list(v.shape)}" for v in (leaves[name], wanted[name])]
+        if kinds[0] != kinds[1]:
+            raise CheckpointError(f"checkpoint: {name} is {kinds[0]}, must be {kinds[1]}")
+    values = [
+        _as(leaves[name], old) for name, old in zip(wanted, jax.tree.leaves(like), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), values)
+
+
+def _leaves(state: PyTree) -> dict[str, np.ndarray]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): _host(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
 
 
 def _host(leaf: jax.Array) -> np.ndarray:
@@ -50,3 +166,17 @@ def _as(saved: np.ndarray, like: jax.Array) -> jax.Array | np.ndarray:
     if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.asarray(saved))
     return saved
+
+
+def _of_array(leaf: np.ndarray) -> str:
+    """SHA-256 of an array's bytes. The list of checksums has shapes and types, and its own SHA."""
+    return hashlib.sha256(np.ascontiguousarray(leaf).view(np.uint8).data).hexdigest()
+
+
+def _of_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."

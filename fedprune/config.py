@@ -7,7 +7,10 @@ of one compiled program; all others are part of the program's shape.
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+import difflib
+import inspect
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -25,11 +28,13 @@ def spec(
     above: float | None = None,
     below: float | None = None,
     choices: tuple[str, ...] | None = None,
+    unit: str = "",
     traced: bool = False,
 ) -> Any:
-    """A field with its meaning and range: low <= value <= high, above < value < below."""
+    """A field with its meaning, unit and range: low <= value <= high, above < value < below."""
     limits = {"low": low, "high": high, "above": above, "below": below, "choices": choices}
-    return field(default=default, metadata={"meaning": meaning, "traced": traced, **limits})
+    words = {"meaning": meaning, "unit": unit, "traced": traced}
+    return field(default=default, metadata={**words, **limits})
 
 
 @dataclass
@@ -255,10 +260,12 @@ class Uplink:
         "bits of rounded values (orthogonal): value_bits each, or what an entropy coder takes",
         choices=("fixed", "entropy"),
     )
-    rate: float = spec(0.0, "bits a channel use (orthogonal); 0: capacity", low=0)
-    value_bits: int = spec(32, "bits of a weight (orthogonal: at most 32; ofdma)", low=2, high=64)
+    rate: float = spec(0.0, "rate (orthogonal); 0: capacity", low=0, unit="bits/channel use")
+    value_bits: int = spec(
+        32, "size of a weight (orthogonal: at most 32; ofdma)", low=2, high=64, unit="bits"
+    )
     snr_db: float = spec(
-        10.0, "P / no in dB, no per complex symbol", low=-100, high=200, traced=True
+        10.0, "P / no, no per complex symbol", low=-100, high=200, unit="dB", traced=True
     )
     normalisation: str = spec(
         "receiver",
@@ -275,8 +282,8 @@ class Uplink:
     threshold: float = spec(
         0.0, "clients with an estimated power gain below this stay silent", low=0, traced=True
     )
-    nearest: float = spec(0.0, "distance of the nearest client in m; 0: no path loss", low=0)
-    farthest: float = spec(0.0, "distance of the farthest client in m", low=0)
+    nearest: float = spec(0.0, "distance of the nearest client; 0: no path loss", low=0, unit="m")
+    farthest: float = spec(0.0, "distance of the farthest client", low=0, unit="m")
     division: str = spec(
         "all",
         "what the sum of updates with different masks is divided by: all clients, or the holders of"
@@ -290,9 +297,11 @@ class Uplink:
         above=0,
         traced=True,
     )
-    power: float = spec(1.0, "power budget of a client in W", above=0, traced=True)
-    bandwidth: float = spec(1e6, "channel uses a second", above=0, traced=True)
-    time_limit: float = spec(0.03, "T_th, seconds a round (ofdma)", above=0, traced=True)
+    power: float = spec(1.0, "power budget of a client", above=0, unit="W", traced=True)
+    bandwidth: float = spec(1e6, "bandwidth", above=0, unit="channel uses/s", traced=True)
+    time_limit: float = spec(
+        0.03, "T_th, the time of a round (ofdma)", above=0, unit="s", traced=True
+    )
     scheme: str = spec(
         "optimal",
         "how band and pruning are allocated (ofdma): together; or equal shares with the pruning"
@@ -306,15 +315,17 @@ class Uplink:
         choices=("server", "shared"),
     )
     rho_max: float = spec(1.0, "largest pruning ratio (ofdma)", above=0, high=1, traced=True)
-    noise: float = spec(1e-14, "noise power over the band in W (ofdma)", above=0, traced=True)
+    noise: float = spec(1e-14, "noise power over the band (ofdma)", above=0, unit="W", traced=True)
     noise_of: str = spec(
         "band",
         "which noise a device's rate has (ofdma): the whole band's, as in P2 (10), or its share's",
         choices=("band", "share"),
     )
-    frequency: float = spec(3e9, "processor cycles a second (ofdma)", above=0, traced=True)
+    frequency: float = spec(
+        3e9, "speed of a processor (ofdma)", above=0, unit="cycles/s", traced=True
+    )
     cycles: float = spec(
-        1.0, "processor cycles for a step of one weight (ofdma)", low=0, traced=True
+        1.0, "work for a step of one weight (ofdma)", low=0, unit="cycles", traced=True
     )
     payload: str = spec(
         "values",
@@ -335,7 +346,7 @@ class Downlink:
         "kind of downlink: perfect and free; or analog symbols, one broadcast for all",
         choices=("ideal", "analog"),
     )
-    snr_db: float = spec(10.0, "P / no in dB at each client", low=-100, high=200, traced=True)
+    snr_db: float = spec(10.0, "P / no at each client", low=-100, high=200, unit="dB", traced=True)
     code: str = spec(
         "repetition",
         "how a weight becomes symbols",
@@ -348,8 +359,8 @@ class Downlink:
     csi_error: float = spec(
         0.0, "variance of the channel estimate's error", low=0, high=1e3, traced=True
     )
-    power: float = spec(1.0, "power budget of the server in W", above=0, traced=True)
-    bandwidth: float = spec(1e6, "channel uses a second", above=0, traced=True)
+    power: float = spec(1.0, "power budget of the server", above=0, unit="W", traced=True)
+    bandwidth: float = spec(1e6, "bandwidth", above=0, unit="channel uses/s", traced=True)
 
 
 @dataclass
@@ -413,8 +424,8 @@ class Run:
 class Config:
     """A whole experiment. ``experiment`` names the module that runs it."""
 
-    experiment: str = ""
-    variant: str = ""
+    experiment: str = spec("", "module that runs it; --config sets it")
+    variant: str = spec("", "variant of the experiment; --config sets it")
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     local: Local = field(default_factory=Local)
@@ -456,11 +467,11 @@ def override(config: Any, values: Mapping[str, Any]) -> Any:
     Raises:
       ConfigError: an unknown path.
     """
-    known = {path for path, _, _ in fields(config)}
+    known = [path for path, _, _ in fields(config)]
     config = copy.deepcopy(config)
     for path, value in values.items():
         if path not in known:
-            raise ConfigError(f"{path}: there is no such field")
+            raise ConfigError(f"{path}: there is no such field{suggestion(path, known)}")
         *parents, name = path.split(".")
         owner = config
         for parent in parents:
@@ -479,6 +490,61 @@ def to_json(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+# A run may go on with other values of these: neither the shapes nor the meaning of a checkpoint
+# depend on them. Local optimizers start afresh every round, and links hold no state.
+FREE = (
+    *("variant", "data.dir", "data.download", "local.*", "cohort.*"),
+    *("personal.lr", "personal.pull", "personal.steps"),
+    *("pruning.ratio", "pruning.start", "pruning.every", "pruning.steps"),
+    *("uplink.*", "downlink.*", "server.lr", "server.momentum", "server.b2", "server.epsilon"),
+    *("mesh.*", "run.rounds", "run.every", "run.save_every", "run.evaluate", "run.test"),
+)
+
+
+# In words -----
+
+
+def describe(f: dataclasses.Field) -> str:
+    """What a field allows, in words."""
+    m = f.metadata
+    if m.get("choices"):
+        one = "one of " + ", ".join(m["choices"])
+        return one if one_value(f) else f"a list, each {one}"
+    words = {
+        "low": "at least {}",
+        "high": "at most {}",
+        "above": "above {}",
+        "below": "below {}",
+    }
+    bounds = [text.format(m[name]) for name, text in words.items() if m.get(name) is not None]
+    one = {int: "an integer", float: "a number", str: "a string"}[element_type(f)]
+    return " and ".join([one if one_value(f) else f"a list, each {one}", *bounds])
+
+
+def explain(config: Any) -> str:
+    """Every field of a configuration, by section: its value, unit, meaning and what it allows."""
+    blocks: dict[str, list[str]] = {}
+    for path, f, value in fields(config):
+        section = path.rpartition(".")[0]
+        unit = f" {f.metadata['unit']}" if f.metadata["unit"] else ""
+        text = f"{f.metadata['meaning']}. Must be {describe(f)}."
+        about = textwrap.fill(text, 96, initial_indent="    ", subsequent_indent="    ")
+        blocks.setdefault(section, []).append(f"  {path} = {value!r}{unit}\n{about}")
+    titles = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    lines = []
+    for section, entries in blocks.items():
+        lines += [inspect.getdoc(titles.get(section, config)) or "", *entries, ""]
+    return "\n".join(lines)
+
+
+def suggestion(word: Any, known: Iterable[str]) -> str:
+    """`` (did you mean X?)`` for what is close to a word, or has the same last part; or nothing."""
+    known, last = list(known), str(word).rpartition(".")[2]
+    close = difflib.get_close_matches(str(word), known, n=1)
+    close = close or [path for path in known if path.rpartition(".")[2] == last]
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
 # Validation -----
 
 
@@ -493,22 +559,6 @@ def element_type(f: dataclasses.Field) -> type:
     return kind
 
 
-def describe(f: dataclasses.Field) -> str:
-    """What a field allows, in words."""
-    m = f.metadata
-    if m.get("choices"):
-        return "one of " + ", ".join(m["choices"])
-    words = {
-        "low": "at least {}",
-        "high": "at most {}",
-        "above": "above {}",
-        "below": "below {}",
-    }
-    bounds = [text.format(m[name]) for name, text in words.items() if m.get(name) is not None]
-    one = {int: "an integer", float: "a number", str: "a string"}[element_type(f)]
-    return " and ".join([one if one_value(f) else f"a list, each {one}", *bounds])
-
-
 def validate(config: Config) -> None:
     """Checks every field by itself, then the fields together.
 
@@ -521,8 +571,15 @@ def validate(config: Config) -> None:
         if not (single or isinstance(value, tuple)) or not all(
             _right_type(f, v) and _in_range(f, v) for v in values
         ):
-            raise ConfigError(f"{path}={value!r}: must be {describe(f)}")
+            close = "".join(_suggestions(f, value))
+            raise ConfigError(f"{path}={value!r}: must be {describe(f)}{close}")
     _validate_together(config)
+
+
+def _suggestions(f: dataclasses.Field, value: Any) -> list[str]:
+    known = f.metadata["choices"] or ()
+    words = value if isinstance(value, tuple) else (value,)
+    return [suggestion(word, known) for word in words if word not in known]
 
 
 def _right_type(f: dataclasses.Field, value: Any) -> bool:

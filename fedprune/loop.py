@@ -7,6 +7,7 @@ dropped, and every random number has an address.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import time
@@ -19,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fedprune import mesh, run
-from fedprune.checkpoint import Checkpoints
+from fedprune.checkpoint import CheckpointError, Checkpoints, rebuild
 from fedprune.round import RoundInfo
 from fedprune.writer import Metrics, Row
 
@@ -65,12 +66,17 @@ def train(
 
     Returns:
       All rows of ``metrics.jsonl``.
+
+    Raises:
+      CheckpointError: what is there cannot be continued, or a checkpoint cannot be written.
     """
     metrics = Metrics(folder)
     bar = tqdm(total=rounds * len(programs), unit="round", disable=None)
     try:
         for program in programs:
-            _train(program, folder, metrics, bar, rounds, every, save_every)
+            place = folder / "checkpoints" / program.name
+            with contextlib.closing(Checkpoints(place)) as checkpoints:
+                _train(program, checkpoints, metrics, bar, rounds, every, save_every)
     finally:
         bar.close()
         metrics.close()
@@ -79,25 +85,24 @@ def train(
 
 def _train(
     program: Program,
-    folder: Path,
+    checkpoints: Checkpoints,
     metrics: Metrics,
     bar: tqdm,
     rounds: int,
     every: int,
     save_every: int,
 ) -> None:
-    checkpoints = Checkpoints(folder / "checkpoints" / program.name)
-    done = checkpoints.latest()
+    done, leaves = checkpoints.restore()
+    _check(program, done, rounds, metrics)
     metrics.keep(lambda row: row["program"] != program.name or row["round"] <= done)
     bar.update(done)
     if done:
         log.info("%s: resuming after round %d", program.name, done)
     if done == rounds:
-        checkpoints.close()
         return
     arms = program.start()
     if done:
-        saved = checkpoints.restore(done, {"state": arms.state, "key": arms.key})
+        saved = rebuild(leaves, {"state": arms.state, "key": arms.key})
         arms = arms._replace(state=saved["state"], key=saved["key"])
     arms = run.pad(arms, program.padded)
     segment = functools.cache(program.segment)
@@ -121,7 +126,22 @@ def _train(
             "%s: round %d of %d, mean accuracy %.3f, %.0f s left in this program",
             *(program.name, done, rounds, accuracy, left),
         )
-    checkpoints.close()
+
+
+def _check(program: Program, done: int, rounds: int, metrics: Metrics) -> None:
+    """Whether a program can go on after so many rounds: its arms have all their rows so far."""
+    if done > rounds:
+        raise CheckpointError(
+            f"{program.name}: its checkpoint is of round {done}, beyond run.rounds={rounds}"
+        )
+    wanted = [(*label, r + 1) for r in range(done) for label in program.labels]
+    rows = (row for row in metrics.rows() if row["program"] == program.name)
+    if [(r["arm"], r["seed"], r["round"]) for r in rows if r["round"] <= done] != wanted:
+        arms = ", ".join(dict.fromkeys(label.arm for label in program.labels))
+        raise CheckpointError(
+            f"metrics.jsonl: must have the rows of rounds 1 to {done} of {program.name}, like its"
+            f" checkpoint, for the arms {arms}"
+        )
 
 
 def _rows(program: Program, done: int, infos: RoundInfo, measured: Any) -> list[Row]:

@@ -1,16 +1,29 @@
-"""A run directory: its owner, its configuration, its metrics as JSON lines and TensorBoard."""
+"""A run directory: its owner, its configuration, its starts, its metrics as JSON lines and
+TensorBoard."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import fnmatch
 import json
+import logging
 import math
 import os
-from collections.abc import Callable, Iterable
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tensorboardX import SummaryWriter
+
+log = logging.getLogger(__name__)
+
+LOCK = ".fedprune.lock"
+OLD = "old"
+"""folder of what was set aside, numbered"""
 
 Row = dict[str, Any]
 """program, arm, seed, round (1-based: rounds done) and numbers, or lists of them"""
@@ -23,33 +36,98 @@ class RunDirectoryError(Exception):
 class RunDirectory:
     """One run's files. Holds a lock as long as it is open.
 
+    ``config.json`` is the configuration, written last, so that a directory that has it is complete.
+    ``run.json`` has the run's id, the run that it was resumed from, and every start with its
+    versions and devices.
+
+    Args:
+      path: a run directory, an empty one, or one to be made.
+      config: the whole configuration, as plain values.
+      fresh: what the directory holds is moved to a numbered folder under ``old`` first.
+      resume_from: a run directory; its checkpoints and metrics are copied into a new one, where the
+        run goes on from them. It is not changed. Given again to a directory that was begun in this
+        way, it does nothing.
+      free: patterns of the paths in which ``resume_from``'s configuration may differ.
+
     Raises:
-      RunDirectoryError: another process uses it, it belongs to another configuration, or it is not
-        empty and not a run directory.
+      RunDirectoryError: another process uses it, it belongs to another configuration, it is not
+        empty and not a run directory, or ``resume_from`` cannot be continued. Nothing is written.
     """
 
-    def __init__(self, path: str | os.PathLike, config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        config: dict[str, Any],
+        *,
+        fresh: bool = False,
+        resume_from: str | os.PathLike | None = None,
+        free: Sequence[str] = (),
+    ) -> None:
         self.path = Path(path)
         file = self.path / "config.json"
         # Through JSON and back, so that tuples compare with the lists they become.
         config = json.loads(json.dumps(config))
-        if file.exists():
-            difference = _first_difference(json.loads(file.read_text()), config)
-            if difference:
-                raise RunDirectoryError(
-                    f"workdir={self.path}: belongs to another configuration ({difference});"
-                    " take a new directory, or run with the old configuration to resume"
-                )
-        elif self.path.exists() and any(self.path.iterdir()):
+        source = None if resume_from is None else Path(resume_from)
+        begun = file.exists() and not fresh
+        if begun:
+            self._check_own(config, source)
+        elif not file.exists() and _foreign(self.path):
             raise RunDirectoryError(f"workdir={self.path}: is neither empty nor a run directory")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            self._lock.close()
-            raise RunDirectoryError(f"workdir={self.path}: another process is using it") from e
-        write_json(file, config)
+        with contextlib.ExitStack() as stack:
+            if source is not None and not begun:
+                stack.enter_context(_open_source(source, self.path, config, free))
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked((self.path / LOCK).open("w"), f"workdir={self.path}")
+            if not begun:
+                try:
+                    self._begin(config, source)
+                except BaseException:
+                    self.close()
+                    raise
+
+    def record(self, environment: dict[str, Any]) -> None:
+        """Adds this start to ``run.json``, and logs in what it differs from the one before."""
+        run = _read_json(self.path / "run.json")
+        for last in run["starts"][-1:]:
+            for _, text in _differences({**last, "at": None}, {**environment, "at": None}):
+                log.warning("resuming elsewhere: %s; numbers may differ in their last bits", text)
+        run["starts"].append(
+            {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **environment}
+        )
+        write_json(self.path / "run.json", run)
+
+    def _check_own(self, config: dict[str, Any], source: Path | None) -> None:
+        for _, text in _differences(_read_json(self.path / "config.json"), config):
+            raise RunDirectoryError(
+                f"workdir={self.path}: belongs to another configuration ({text}); take a new"
+                " directory, run with the old configuration to resume, or start over with --fresh"
+            )
+        if source is not None:
+            origin = _read_json(self.path / "run.json")["resumed_from"]
+            if origin is None or origin["path"] != str(source.resolve()):
+                raise RunDirectoryError(
+                    f"workdir={self.path}: holds a run that was not begun with"
+                    f" resume_from={source}; take a new directory, or start over with --fresh"
+                )
+
+    def _begin(self, config: dict[str, Any], source: Path | None) -> None:
+        there = [p for p in sorted(self.path.iterdir()) if p.name not in (LOCK, OLD)]
+        if there:
+            # The configuration last: until then the directory is the old run's.
+            there.sort(key=lambda p: p.name == "config.json")
+            log.info("what was there is now in %s", set_aside(there, self.path / OLD))
+        origin = None
+        if source is not None:
+            damaged = shutil.ignore_patterns("*.damaged")
+            shutil.copytree(source / "checkpoints", self.path / "checkpoints", ignore=damaged)
+            shutil.copy(source / "metrics.jsonl", self.path)
+            origin = {
+                "path": str(source.resolve()),
+                "id": _read_json(source / "run.json")["id"],
+            }
+        run: dict[str, Any] = {"id": uuid.uuid4().hex, "resumed_from": origin, "starts": []}
+        write_json(self.path / "run.json", run)
+        write_json(self.path / "config.json", config)
 
     def close(self) -> None:
         self._lock.close()
@@ -130,11 +208,57 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _first_difference(old: Any, new: Any, path: str = "") -> str:
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise RunDirectoryError(f"{path}: cannot be read ({e})") from e
+
+
+def set_aside(paths: Iterable[Path], folder: Path) -> Path:
+    """Moves files into the next numbered folder, ``folder``/1, /2, ..., and returns it."""
+    used = [int(p.name) for p in folder.glob("*") if p.name.isdecimal()]
+    place = folder / str(1 + max(used, default=0))
+    place.mkdir(parents=True)
+    for path in paths:
+        path.rename(place / path.name)
+    return place
+
+
+def _foreign(path: Path) -> bool:
+    """Whether a directory without a configuration is not one that was killed while it was made."""
+    return path.exists() and any(path.iterdir()) and not (path / LOCK).exists()
+
+
+def _locked(file: IO[str], owner: str) -> IO[str]:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        file.close()
+        raise RunDirectoryError(f"{owner}: another process is using it") from e
+    return file
+
+
+def _open_source(source: Path, path: Path, config: dict[str, Any], free: Sequence[str]) -> IO[str]:
+    """The lock of a run directory whose states ``config`` can go on from."""
+    given = f"resume_from={source}"
+    for name in (LOCK, "config.json", "run.json", "metrics.jsonl", "checkpoints"):
+        if not (source / name).exists():
+            raise RunDirectoryError(f"{given}: is not a run directory with checkpoints (no {name})")
+    if source.resolve() == path.resolve():
+        raise RunDirectoryError(f"{given}: must be another directory than workdir={path}")
+    for name, text in _differences(_read_json(source / "config.json"), config):
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in free):
+            raise RunDirectoryError(
+                f"{given}: {text}, but only these may differ: {', '.join(free)}"
+            )
+    return _locked((source / LOCK).open(), given)
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """(path, the same in words) of every value that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
-            found = _first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-            if found:
-                return found
-        return ""
-    return "" if old == new else f"{path} was {old!r}, is {new!r}"
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield path, f"{path} was {old!r}, is {new!r}"

@@ -2,10 +2,14 @@
 
     python -m launch.main --config=experiments/ota_pruning.py:fast --workdir=DIR
 
-Any field can be set, as ``--config.uplink.snr_db=5``. With ``--profile``, one round of the first
-program is traced into the folder instead, and a table says which stage took how long.
-Running the same command again resumes what was interrupted. A bad value is refused in one line,
-with exit status 2, before anything is written.
+Any field can be set, as ``--config.uplink.snr_db=5``; ``--help_config`` prints them all. A bad
+value is refused in one line, with exit status 2, before anything is written.
+
+Running the same command again resumes what was interrupted. ``--fresh`` starts over instead, and
+``--resume_from`` starts a run from the checkpoints of another one.
+
+With ``--profile``, one round of the first program is traced into the folder instead, and a table
+says which stage took how long.
 """
 
 from __future__ import annotations
@@ -30,6 +34,15 @@ WORKDIR = flags.DEFINE_string("workdir", None, "run directory: metrics, checkpoi
 PROFILE = flags.DEFINE_bool(
     "profile", False, "trace one round of the first program into --workdir, and run nothing"
 )
+FRESH = flags.DEFINE_bool(
+    "fresh", False, "start over; what --workdir holds is moved to a numbered folder in it, old/"
+)
+RESUME_FROM = flags.DEFINE_string(
+    "resume_from", None, "start a new run from the newest checkpoints of this run directory"
+)
+HELP = flags.DEFINE_bool(
+    "help_config", False, "print every field of --config, or of the common configuration"
+)
 
 
 class UsageError(Exception):
@@ -39,16 +52,22 @@ class UsageError(Exception):
 def main(argv: Sequence[str]) -> int:
     """Returns the exit status: 0; 2 for bad usage; 1 for unusable data or directories."""
     try:
-        config, workdir = parse(argv)
+        given = parse(argv)
+        if HELP.value:
+            print(cfg.explain(given or cfg.Config()))
+            return 0
+        config, workdir = _required(given)
         cfg.validate(config)
     except (UsageError, cfg.ConfigError) as e:
         return _refuse(e, 2)
     backend.configure(config.mesh.devices, cache=not PROFILE.value)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("absl", "jax", "orbax", "matplotlib"):
+    for noisy in ("jax", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    for raises in ("absl", "orbax"):  # Orbax logs with a traceback what it raises
+        logging.getLogger(raises).setLevel(logging.CRITICAL)
 
-    from fedprune import data, experiment, writer
+    from fedprune import checkpoint, data, experiment, writer
 
     try:
         module = importlib.import_module(config.experiment)
@@ -56,19 +75,26 @@ def main(argv: Sequence[str]) -> int:
         if PROFILE.value:
             print(_profile(plan, Path(workdir)))
             return 0
-        with writer.RunDirectory(workdir, cfg.to_json(config)) as directory:
+        with writer.RunDirectory(
+            workdir,
+            cfg.to_json(config),
+            fresh=FRESH.value,
+            resume_from=RESUME_FROM.value,
+            free=cfg.FREE,
+        ) as directory:
+            directory.record(backend.environment())
             rows = experiment.execute(plan, directory)
             print(module.report(config, rows, directory.path))
             print(f"Results in {directory.path}: report.md, summary.json, figures/, metrics.jsonl")
     except (cfg.ConfigError, ValueError) as e:
         return _refuse(e, 2)
-    except (data.DataError, writer.RunDirectoryError) as e:
+    except (data.DataError, writer.RunDirectoryError, checkpoint.CheckpointError) as e:
         return _refuse(e, 1)
     return 0
 
 
-def parse(argv: Sequence[str]) -> tuple[cfg.Config, str]:
-    """The configuration and the run directory that a command line asks for.
+def parse(argv: Sequence[str]) -> cfg.Config | None:
+    """The configuration that a command line asks for; None if it names none.
 
     Raises:
       UsageError: anything wrong with the command line.
@@ -82,12 +108,21 @@ def parse(argv: Sequence[str]) -> tuple[cfg.Config, str]:
         raise UsageError(_explain(e, argv)) from e
     if rest[1:]:
         raise UsageError(f"{rest[1]}: flags only, as --name=value")
-    if config is None:
-        raise UsageError("--config is missing: give --config=experiments/NAME.py:VARIANT")
     if type(config).__name__ == "_ErrorConfig":  # the file itself could not be loaded
         raise UsageError(_explain(OSError(), argv))
-    if not isinstance(config, cfg.Config):
+    if not isinstance(config, cfg.Config | None):
         raise UsageError(f"--config: the file's get_config gives no fedprune Config but {config!r}")
+    return config
+
+
+def _required(config: cfg.Config | None) -> tuple[cfg.Config, str]:
+    """The configuration and the run directory.
+
+    Raises:
+      UsageError: one of them is missing.
+    """
+    if config is None:
+        raise UsageError("--config is missing: give --config=experiments/NAME.py:VARIANT")
     if not WORKDIR.value:
         raise UsageError("--workdir is missing: give --workdir=DIR")
     return config, WORKDIR.value
@@ -95,30 +130,36 @@ def parse(argv: Sequence[str]) -> tuple[cfg.Config, str]:
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:
     """One line for what absl or ml_collections raised."""
-    given = [a for a in argv if a.startswith("--config=")]
+    given = next((a for a in argv if a.startswith("--config=")), "--config")
     text = str(error)
     refused = re.search(r"ConfigError: (.*)", text)  # the file's own, inside a printed traceback
     if refused:
         return refused[1]
+    file = given.removeprefix("--config=").partition(":")[0]
     if "Error loading config file" in text or isinstance(error, OSError):
-        return f"{given[0] if given else '--config'}: there is no such experiment file"
-    field = re.search(r"--config\.([\w.]+)=(\S*?):? ", text + " ")
-    if field:
-        return f"{field[1]}={field[2]!r}: {_allowed(field[1])}"
-    missing = re.search(r"Field (\w+) not found", text)
-    if missing:
-        flag = next((a for a in argv if missing[1] in a and a.startswith("--config.")), missing[1])
-        return f"{flag}: there is no such field"
-    if not given and any(a.startswith("--config.") for a in argv):
+        others = map(str, Path(file).parent.glob("*.py"))
+        return f"{given}: there is no such experiment file{cfg.suggestion(file, others)}"
+    changes = [a for a in argv if a.startswith("--config.")]
+    if changes and given == "--config":
         return "--config is missing: give --config=experiments/NAME.py:VARIANT"
+    known = {path: field for path, field, _ in cfg.fields(_config(given))} if changes else {}
+    for change in changes:
+        path, _, value = change.removeprefix("--config.").partition("=")
+        if path not in known:
+            return f"{change}: there is no such field{cfg.suggestion(path, known)}"
+        if f"--config.{path}={value}" in text:
+            return f"{path}={value!r}: must be {cfg.describe(known[path])}"
     return " ".join(text.split()) or repr(error)
 
 
-def _allowed(path: str) -> str:
-    for known, field, _ in cfg.fields(cfg.Config()):
-        if known == path:
-            return f"must be {cfg.describe(field)}"
-    return "cannot be read"
+def _config(given: str) -> cfg.Config:
+    """What ``--config=FILE:VARIANT`` names; the common fields if the file is no module of ours."""
+    file, _, variant = given.removeprefix("--config=").partition(":")
+    try:
+        module = importlib.import_module(".".join(Path(file).with_suffix("").parts))
+    except ImportError:
+        return cfg.Config()
+    return module.get_config(*[variant] if variant else [])
 
 
 def _profile(plan, folder: Path) -> str:

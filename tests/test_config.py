@@ -82,8 +82,84 @@ def test_bad_values_are_refused_in_one_line(case):
         cfg.validate(config)
     message = str(error.value)
     assert "\n" not in message
-    assert message.startswith(f"{path}=")
-    assert "must be" in message
+    assert message.startswith(f"{path}={value!r}: must be ")
+
+
+def faults(field: dataclasses.Field) -> list:
+    """Just beyond every limit, a slip of the finger in every choice, and values of other types."""
+    m = field.metadata
+    wrong = [None, True, {}, b"1"]
+    if m["choices"]:
+        wrong += ["", *(c[:-1] + c[-1] * 2 for c in m["choices"])]
+    elif cfg.element_type(field) is str:
+        wrong += [1, 0.5]
+    else:
+        wrong += ["1", math.nan] + ([0.5] if cfg.element_type(field) is int else [])
+        beyond = {"low": -math.inf, "high": math.inf}
+        at = {"above": m["above"], "below": m["below"]}
+        at |= {name: m[name] and math.nextafter(m[name], end) for name, end in beyond.items()}
+        at |= {"low": -1e-300} if m["low"] == 0 else {}
+        wrong += [v for v in at.values() if v is not None]
+        wrong += [math.inf] if m["high"] is not None or m["below"] is not None else []
+    return wrong if cfg.one_value(field) else [*wrong, *((v,) for v in wrong), [1]]
+
+
+def test_every_fault_is_named_with_its_field_and_value():
+    """Generated from the fields' limits, for the fields of all experiments."""
+    tried = set()
+    for module, (variant, *_) in VARIANTS:
+        config = module.get_config(variant)
+        for path, field, _ in cfg.fields(config):
+            for value in faults(field):
+                with pytest.raises(cfg.ConfigError) as error:
+                    cfg.validate(cfg.override(config, {path: value}))
+                message = str(error.value)
+                assert message.splitlines() == [message]
+                assert message.startswith(f"{path}={value!r}: must be {cfg.describe(field)}")
+                tried.add(message)
+    assert len(tried) > 1000
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("pruning.rate", 0.5, "pruning.rate: there is no such field (did you mean pruning.ratio?)"),
+        ("uplnk.snr_db", 5, "uplnk.snr_db: there is no such field (did you mean uplink.snr_db?)"),
+        ("lr", 1.0, "lr: there is no such field (did you mean local.lr?)"),
+        ("xyzzy", 1, "xyzzy: there is no such field"),
+        (
+            "pruning.scope",
+            "sever",
+            "pruning.scope='sever': must be one of server, client, own (did you mean server?)",
+        ),
+        (
+            "participation",
+            ("full", "hlaf"),
+            "participation=('full', 'hlaf'): must be a list, each one of full, half"
+            " (did you mean half?)",
+        ),
+        ("mesh.reduction", "xyzzy", "mesh.reduction='xyzzy': must be one of fast, strict"),
+    ],
+)
+def test_what_was_probably_meant(path, value, says):
+    with pytest.raises(cfg.ConfigError) as error:
+        cfg.validate(cfg.override(ota_pruning.get_config("fast"), {path: value}))
+    assert str(error.value) == says
+
+
+def test_all_fields_in_words():
+    """Each field with its value, unit, meaning and limits, found in the text by hand-made marks."""
+    config = ota_pruning.get_config("snr")
+    words = " ".join(cfg.explain(config).split())
+    for path, field, value in cfg.fields(config):
+        meaning = " ".join(field.metadata["meaning"].split())
+        assert f" {path} = {value!r} " in words
+        assert f" {meaning}. Must be {cfg.describe(field)}." in words
+    assert "uplink.snr_db = 10.0 dB P / no, no per complex symbol. Must be a number and at" in words
+    assert "snrs_db = (-10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0) dB SNRs compared" in words
+    assert "uplink.link = 'over_the_air' kind of uplink" in words
+    assert "Must be one of ideal, over_the_air, orthogonal, analog, ofdma." in words
+    assert "How updates reach the server." in words
 
 
 @pytest.mark.parametrize(

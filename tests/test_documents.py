@@ -11,6 +11,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+PROMISES = (ROOT / "docs" / "promises.md").read_text()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -37,3 +38,13 @@ def test_notebook(path):
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "commit without outputs"
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+
+
+@pytest.mark.parametrize("line", re.findall(r"pytest (tests/[^`\n]+)", PROMISES))
+def test_the_commands_of_promises_find_tests(line):
+    """Every file is there, and every word of -k is in the name of a test of one of them."""
+    files, _, words = line.partition(" -k ")
+    text = "".join((ROOT / file).read_text() for file in files.split())
+    names = re.findall(r"^def (test_\w+)", text, re.M)
+    for word in words.strip('"').split(" or "):
+        assert any(word in name for name in names), word

@@ -1,9 +1,11 @@
 """The command line: what it refuses, and that a killed run ends like an unbroken one."""
 
+import importlib.metadata
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,7 +52,11 @@ def launch(*args) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ([CONFIG, "--config.uplink.snr=5"], "--config.uplink.snr=5: there is no such field"),
+        (
+            [CONFIG, "--config.uplnk.snr=5"],
+            "--config.uplnk.snr=5: there is no such field (did you mean uplink.snr_db?)",
+        ),
+        ([CONFIG, "--config.participation=hlaf,"], "(did you mean half?)"),
         (
             [CONFIG, "--config.uplink.snr_db=loud"],
             "uplink.snr_db='loud': must be a number and at least -100",
@@ -62,6 +68,7 @@ def launch(*args) -> subprocess.CompletedProcess:
             "error: variant 'huge' of ota_pruning: must",
         ),
         (["--config=experiments/nothing.py:fast"], "there is no such experiment file"),
+        (["--config=experiments/ota_prunning.py"], "(did you mean experiments/ota_pruning.py?)"),
         ([CONFIG, "--colour=red"], "Unknown command line flag 'colour'"),
         ([], "--config is missing"),
         ([CONFIG, "--config.mesh.devices=2", "--config.mesh.arms=3"], "mesh.arms=3: must divide"),
@@ -144,6 +151,66 @@ def test_run_directory(unbroken):
     assert result.returncode == 1
     assert "uplink.snr_db was 10.0, is 3.0" in result.stderr
     assert (unbroken / "summary.json").read_bytes() == before
+
+
+def test_the_record_of_a_run(unbroken):
+    record = json.loads((unbroken / "run.json").read_text())
+    first = record["starts"][0]
+    assert first["python"] == sys.version.split()[0]
+    assert first["devices"] == {"cpu cpu": 1}
+    assert first["packages"]["jax"] == importlib.metadata.version("jax")
+    described = ["git", "describe", "--always", "--dirty", "--tags"]
+    code = subprocess.run(described, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    assert first["code"] == (code if (ROOT / ".git").exists() else "")
+
+
+def test_a_damaged_checkpoint_costs_rounds_and_changes_nothing(unbroken, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(unbroken, workdir)
+    newest = workdir / "checkpoints" / "program1" / "12" / "state" / "d"
+    data = max(newest.iterdir(), key=lambda file: file.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    result = launch(CONFIG, *SMALL, f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    said = [line for line in result.stderr.splitlines() if "checkpoint" in line]
+    assert len(said) == 1
+    assert re.match("program1: the checkpoint of round 12: .*; taking that of round 10$", said[0])
+    assert "Traceback" not in result.stderr
+    for name in ("summary.json", "metrics.jsonl", "report.md"):
+        assert (workdir / name).read_bytes() == (unbroken / name).read_bytes(), name
+
+
+def test_fresh_and_resumed_from_another_run(unbroken, tmp_path):
+    """A copy of a run starts over, from the other run's checkpoints, and with two rounds more."""
+    workdir = tmp_path / "run"
+    shutil.copytree(unbroken, workdir)
+    asked = [CONFIG, *SMALL, "--config.run.rounds=14", f"--workdir={workdir}"]
+    result = launch(*asked, f"--resume_from={unbroken}", "--fresh")
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    old = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
+    by_arm = lambda rows: sorted(rows, key=lambda r: (r["arm"], r["seed"], r["round"]))
+    assert by_arm(r for r in rows if r["round"] <= 12) == by_arm(old)
+    assert sum(r["round"] > 12 for r in rows) == len(old) / 12 * 2
+    assert (workdir / "old" / "1" / "report.md").read_bytes() == (
+        unbroken / "report.md"
+    ).read_bytes()
+    result = launch(*asked, f"--resume_from={unbroken}", "--fresh", "--config.model.kernel=5")
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "model.kernel was 3, is 5, but only these may differ: variant, " in line
+    assert not (workdir / "old" / "2").exists()
+
+
+def test_help_on_the_configuration():
+    result = launch(CONFIG, "--help_config", "--config.uplink.snr_db=7")
+    assert result.returncode == 0, result.stderr
+    assert (
+        "\n  uplink.snr_db = 7.0 dB\n    P / no, no per complex symbol. Must be " in result.stdout
+    )
+    assert "\n  participation = ('full', 'half')\n" in result.stdout
 
 
 def test_profile(tmp_path):

@@ -1,0 +1,313 @@
+"""Segments, checkpoints and run directories, with a program that is a few lines of NumPy."""
+
+import fnmatch
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import ota_pruning
+from fedprune import build, loop, run
+from fedprune import config as cfg
+from fedprune.checkpoint import CheckpointError
+from fedprune.round import RoundInfo
+from fedprune.types import Cost
+from fedprune.writer import LOCK, RunDirectory, RunDirectoryError
+
+LABELS = [loop.Label("slow", 0), loop.Label("fast", 0)]
+CONFIG = {"run": {"rounds": 12, "every": 2}, "local": {"lr": 0.1}, "model": {"hidden": [8]}}
+FREE = ("run.*", "local.lr")
+ENVIRONMENT = {"packages": {"jax": "1"}, "devices": {"cpu": 2}}
+
+
+class Measured(NamedTuple):
+    accuracy: np.ndarray
+
+
+def program(labels=LABELS, rate=1.1, width=3) -> loop.Program:
+    """x <- rate x + noise of the round, for each arm."""
+
+    def start() -> run.Arms:
+        none = np.zeros((len(labels), 0))
+        key = jax.random.split(jax.random.key(3), len(labels))
+        state = {"t": np.zeros(len(labels), np.int32), "x": np.zeros((len(labels), width))}
+        return run.Arms((), key, state, none, none)
+
+    def segment(rounds: int):
+        def step(arms: run.Arms):
+            t, x = np.asarray(arms.state["t"]), np.asarray(arms.state["x"])
+            roots, losses = np.asarray(jax.random.key_data(arms.key)), []
+            for _ in range(rounds):
+                seeds = [[*root, n] for root, n in zip(roots, t, strict=True)]
+                noise = [np.random.default_rng(seed).normal(size=width) for seed in seeds]
+                t, x = t + np.int32(1), rate * x + np.stack(noise)
+                losses.append(x.mean(1))
+            loss = np.stack(losses, 1)
+            cost = Cost(*[np.zeros_like(loss)] * len(Cost._fields))
+            infos = RoundInfo(*[loss] * (len(RoundInfo._fields) - 1), cost)
+            return {"t": t, "x": x}, infos, Measured(x.mean(1))
+
+        return step
+
+    return loop.Program("program0", labels, start, segment, len(labels))
+
+
+def train(folder: Path, rounds=12, **changed) -> str:
+    """Two rounds a segment, a checkpoint every second segment; the text of the metrics."""
+    loop.train([program(**changed)], folder, rounds, 2, 2)
+    return (folder / "metrics.jsonl").read_text()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def damage(step: Path) -> None:
+    file = step / "checksums" / "metadata"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A finished run with checkpoints of rounds 8 and 12."""
+    folder = tmp_path_factory.mktemp("run") / "unbroken"
+    with RunDirectory(folder, CONFIG) as directory:
+        directory.record(ENVIRONMENT)
+        train(folder)
+    assert {p.name for p in (folder / "checkpoints" / "program0").iterdir()} == {"8", "12"}
+    return folder
+
+
+def test_the_rows_are_those_of_a_loop_by_hand(unbroken):
+    rows = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
+    roots = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(3), 2)))
+    for arm, root in zip(("slow", "fast"), roots, strict=True):
+        x, found = np.zeros(3), [r for r in rows if r["arm"] == arm]
+        for t, row in enumerate(found):
+            x = 1.1 * x + np.random.default_rng([*root, t]).normal(size=3)
+            assert (row["round"], row["train_loss"]) == (t + 1, x.mean())
+            assert row.get("test_accuracy") == (x.mean() if t % 2 else None)
+        assert len(found) == 12
+
+
+class Killed(BaseException):
+    """Not an error that anything in the package catches."""
+
+
+@pytest.mark.parametrize("where", ["write", "save", "restore"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_stopped_anywhere(unbroken, tmp_path, monkeypatch, where, after):
+    """At every metrics row, save and restore in turn, just before it or just after it."""
+    owner = loop.Metrics if where == "write" else loop.Checkpoints
+    real, left = getattr(owner, where), [0]
+
+    def failing(self, *args):
+        left[0] -= 1
+        if left[0] == 0 and not after:
+            raise Killed
+        result = real(self, *args)
+        if left[0] == 0:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(owner, where, failing)
+    stops = 0
+    for count in (1, 2, 3):  # each start comes further than the one before
+        left[0] = count
+        try:
+            train(tmp_path)
+        except Killed:
+            stops += 1
+    left[0] = 0
+    assert train(tmp_path) == (unbroken / "metrics.jsonl").read_text()
+    assert stops >= (1 if where == "restore" else 2)
+
+
+def test_damage_costs_rounds_and_changes_nothing(unbroken, tmp_path, caplog):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    damage(folder / "checkpoints" / "program0" / "12")
+    with caplog.at_level(logging.INFO):
+        assert train(folder) == (unbroken / "metrics.jsonl").read_text()
+    assert "round 12: its list of checksums is damaged; taking that of round 8" in caplog.text
+    assert "program0: resuming after round 8" in caplog.text
+    assert (folder / "checkpoints" / "program0.damaged" / "1" / "12").exists()
+
+
+def test_what_cannot_go_on_is_left_as_it_is(unbroken, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+
+    def refused(says: str, **changed):
+        before = files(folder)
+        with pytest.raises(CheckpointError, match=says) as error:
+            train(folder, **changed)
+        assert "\n" not in str(error.value)
+        assert files(folder) == before
+
+    refused(r"program0: its checkpoint is of round 12, beyond run\.rounds=10", rounds=10)
+    refused(
+        r"metrics\.jsonl: must have .* of program0, .* for the arms slow, other",
+        labels=[LABELS[0], loop.Label("other", 0)],
+    )
+    refused(r"state\.x is float64\[2, 3\], must be float64\[2, 4\]", width=4, rounds=14)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join([*lines[:5], lines[5][:20], *lines[6:]]))
+    refused("must have the rows of rounds 1 to 12")
+    for step in ("8", "12"):
+        damage(folder / "checkpoints" / "program0" / step)
+    refused("no checkpoint is whole: the checkpoint of round 12: .*; the checkpoint of round 8: ")
+
+
+# Run directories -----
+
+
+def test_a_run_directory_knows_its_starts(tmp_path, caplog):
+    for version, devices in (("1", 2), ("1", 2), ("2", 4)):
+        with RunDirectory(tmp_path / "run", CONFIG) as directory:
+            directory.record({"packages": {"jax": version}, "devices": {"cpu": devices}})
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(record["id"]) == 32
+    assert record["resumed_from"] is None
+    assert [s["packages"]["jax"] for s in record["starts"]] == ["1", "1", "2"]
+    assert all(s["at"].endswith("Z") for s in record["starts"])
+    says = [r.getMessage() for r in caplog.records]
+    assert [line.split(";")[0] for line in says] == [
+        "resuming elsewhere: devices.cpu was 2, is 4",
+        "resuming elsewhere: packages.jax was '1', is '2'",
+    ]
+
+
+def test_fresh_moves_everything_aside(unbroken, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    before = {name: content for name, content in files(folder).items() if name != LOCK}
+    other = {**CONFIG, "model": {"hidden": [16]}}
+    with pytest.raises(RunDirectoryError, match=r"model\.hidden was \[8\], is \[16\].*--fresh"):
+        RunDirectory(folder, other)
+    for number in ("1", "2"):
+        with RunDirectory(folder, other, fresh=True) as directory:
+            directory.record(ENVIRONMENT)
+        assert set(files(folder / "old" / number)) >= {"config.json", "run.json"}
+    assert files(folder / "old" / "1") == before
+    assert {p.name for p in folder.iterdir()} == {LOCK, "old", "config.json", "run.json"}
+    assert json.loads((folder / "config.json").read_text()) == other
+    new = json.loads((folder / "run.json").read_text())["id"]
+    assert new not in (folder / "old" / "1" / "run.json").read_text()
+    assert train(folder) == (unbroken / "metrics.jsonl").read_text()
+
+
+def test_fresh_refuses_what_is_no_run(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(RunDirectoryError, match="neither empty nor a run directory"):
+        RunDirectory(tmp_path, CONFIG, fresh=True)
+    assert files(tmp_path) == {"thesis.tex": b"precious"}
+
+
+def test_killed_while_a_directory_was_made(unbroken, tmp_path, monkeypatch):
+    """Before its configuration is there, it counts as empty; what was copied is set aside."""
+    folder = tmp_path / "run"
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedprune.writer.write_json", killed)
+        with pytest.raises(Killed):
+            RunDirectory(folder, CONFIG, resume_from=unbroken)
+    assert (folder / "checkpoints").exists()
+    RunDirectory(folder, CONFIG).close()
+    assert {p.name for p in folder.iterdir()} == {LOCK, "old", "config.json", "run.json"}
+
+
+def test_resume_from_another_run(unbroken, tmp_path):
+    """16 rounds of which 12 are another run's: the rows of 16 unbroken rounds."""
+    longer = {**CONFIG, "run": {"rounds": 16, "every": 2}}
+    before, folder = files(unbroken), tmp_path / "run"
+    for _ in range(2):  # the second start resumes
+        with RunDirectory(folder, longer, resume_from=unbroken, free=FREE):
+            found = train(folder, rounds=16)
+    assert found == train(tmp_path / "whole", rounds=16)
+    assert files(unbroken) == before
+    origin = json.loads((folder / "run.json").read_text())["resumed_from"]
+    assert origin["path"] == str(unbroken)
+    assert origin["id"] == json.loads((unbroken / "run.json").read_text())["id"]
+
+
+def test_resume_from_takes_the_newest_that_is_good(unbroken, tmp_path):
+    source, folder = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(unbroken, source)
+    damage(source / "checkpoints" / "program0" / "12")
+    before = files(source)
+    faster = {**CONFIG, "local": {"lr": 0.2}}
+    with RunDirectory(folder, faster, resume_from=source, free=FREE):
+        rows = train(folder, rate=1.3).splitlines()
+    old = (unbroken / "metrics.jsonl").read_text().splitlines()
+    assert [a == b for a, b in zip(rows, old, strict=True)] == [True] * 16 + [False] * 8
+    assert files(source) == before
+
+
+def test_resume_from_is_refused_by_name(unbroken, tmp_path):
+    folder = tmp_path / "run"
+
+    def refused(says: str, config=CONFIG, source=unbroken):
+        with pytest.raises(RunDirectoryError, match=says) as error:
+            RunDirectory(folder, config, resume_from=source, free=FREE)
+        assert "\n" not in str(error.value)
+
+    wider = {**CONFIG, "model": {"hidden": [16]}}
+    refused(r"model\.hidden was \[8\], is \[16\], but only these may differ: run\.\*, l", wider)
+    refused("is not a run directory with checkpoints", source=tmp_path)
+    with RunDirectory(unbroken, CONFIG):
+        refused("resume_from=.*: another process is using it")
+    assert not folder.exists()
+    RunDirectory(folder, CONFIG).close()
+    refused("holds a run that was not begun with resume_from=")
+    with pytest.raises(RunDirectoryError, match="must be another directory than workdir="):
+        RunDirectory(unbroken, CONFIG, fresh=True, resume_from=unbroken)
+
+
+def test_free_fields_keep_the_shapes_of_the_state(dataset):
+    """Every other choice, and numbers one larger, of every field that is said to be free."""
+    start = ota_pruning.get_config("fast")
+
+    def shapes(config: cfg.Config):
+        network = build.model(config, dataset)
+        algorithm = build.algorithm(config, network, build.layout(config.mesh, 1))
+        return jax.eval_shape(lambda key: algorithm.init(network.init(key)), jax.random.key(0))
+
+    def others(field, value):
+        if field.metadata["choices"]:
+            return [choice for choice in field.metadata["choices"] if choice != value]
+        return [value + 1] if isinstance(value, int | float) else []
+
+    wanted, tried = shapes(start), set()
+    for path, field, value in cfg.fields(start):
+        decides = path.split(".")[0] in (
+            "local",
+            "cohort",
+            "uplink",
+            "downlink",
+            "pruning",
+            "server",
+        )
+        free = any(fnmatch.fnmatchcase(path, pattern) for pattern in cfg.FREE)
+        for other in others(field, value) if free and decides else ():
+            config = cfg.override(start, {path: other})
+            try:
+                cfg.validate(config)
+            except cfg.ConfigError:  # with other fields only
+                continue
+            assert shapes(config) == wanted, path
+            tried.add(path)
+    assert len(tried) > 30
+    for path, other in {"model.hidden": (33,), "server.optimizer": "adam"}.items():
+        assert shapes(cfg.override(start, {path: other})) != wanted
+        assert not any(fnmatch.fnmatchcase(path, pattern) for pattern in cfg.FREE)
