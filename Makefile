@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKDIR ?= runs/ota_pruning_fast
+# More arguments for pytest, such as TESTS="-k conv".
+TESTS ?=
 
 .PHONY: run test test-tfds lint clean
 
@@ -11,7 +13,7 @@ run: $(STAMP)
 	$(BIN)/python -m launch.main --config=experiments/ota_pruning.py:fast --workdir=$(WORKDIR)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 $(TESTS)
 
 # The readers of TensorFlow Datasets' files, with that library in an environment of its own.
 test-tfds: $(VENV)-tfds/.installed

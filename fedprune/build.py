@@ -362,8 +362,8 @@ def algorithm(config: cfg.Config, network: Model, layout: mesh.Layout) -> rounds
         "layout": layout,
     }
     if tiers is None:
-        ways = {"downlink": downlink(c.downlink), "personal": personal(c, network)}
-        return rounds.build(**stages, **ways)
+        stages |= {"downlink": downlink(c.downlink), "personal": personal(c, network)}
+        return rounds.build(**stages)
     return hierarchy.build(**stages, cloud=link.ideal(), edges=tiers, edge_rounds=c.edges.rounds)
 
 

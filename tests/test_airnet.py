@@ -56,6 +56,7 @@ def tiny(module, **values):
     return cfg.override(config, {**small, **values})
 
 
+@pytest.mark.slow
 def test_from_end_to_end_and_again(tmp_path):
     """Nets meet their budgets, and a second laboratory takes those that are kept."""
     config = tiny(airnet_snr, snrs_db=(5.0,), shares=(0.2,))

@@ -38,6 +38,7 @@ def test_strict_is_bitwise_on_any_number_of_devices(model, chunk):
         assert same(other_info, info)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [mlp(), cnn()], ids=["mlp", "cnn"])
 def test_fast_agrees_on_the_first_round(model):
     initial = model.init(fp.rng.stream(jax.random.key(5), "init"))
@@ -112,6 +113,7 @@ def test_one_model_sized_collective_a_round():
     assert all(n == 1 for n in small), found
 
 
+@pytest.mark.slow
 def test_arms_on_a_second_axis_change_nothing():
     """Two arms on 2 x 4 devices equal each arm alone on 4 devices, bit for bit."""
     model, clients = mlp(), federation(13)

@@ -33,6 +33,7 @@ def test_there_are_examples():
     assert NOTEBOOKS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook(path):
     notebook = nbformat.read(path, as_version=4)

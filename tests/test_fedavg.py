@@ -77,6 +77,7 @@ def test_ideal_uplink_equals_a_numpy_loop(momentum):
         np.testing.assert_allclose(layer["bias"], w[names[1]], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [mlp(), cnn()], ids=["mlp", "cnn"])
 def test_chunk_sizes_agree(model):
     """Chunks of 1, 3 and all clients; what a chunk lacks to be full is padding."""
@@ -92,6 +93,7 @@ def test_chunk_sizes_agree(model):
         assert distance(final(chunk, devices), one) < 1e-5
 
 
+@pytest.mark.slow
 def test_arms_together_agree_with_arms_alone():
     """Three arms with traced learning rate, SNR, ratio and schedule, mapped and vmapped."""
     model, clients = cnn(), federation(13)

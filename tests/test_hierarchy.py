@@ -121,6 +121,7 @@ def pruned(uplink, least=0.1):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_bitwise_on_any_number_of_devices_with_allocation():
     """Five edges of five devices, pruning as allocated, means over holders, three cloud rounds."""
     tiers = edges(5, 5, 5, 5, 5)
@@ -224,6 +225,7 @@ def test_a_server_that_hears_nobody_keeps_its_model():
     assert distance(found.params, expected.params) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noisy", ["cloud", "uplink"])
 @pytest.mark.parametrize("weighting", ["plain", "examples"])
 def test_noise_of_either_link(noisy, weighting):

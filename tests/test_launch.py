@@ -112,6 +112,7 @@ def unbroken(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_killed_run_ends_like_an_unbroken_one(unbroken, tmp_path):
     """kill -9 at three random points, each start going on where the last one was killed."""
     workdir = tmp_path / "run"

@@ -238,6 +238,7 @@ def test_names_of_the_configuration():
         assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_configuration_reaches_training():
     """Each field moves the model away from the default, and to where the library's call does."""
     clients, rounds = federation(4), 2

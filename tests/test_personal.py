@@ -240,6 +240,7 @@ def pruned(layout, cohort=S):
     return build(fedalt(MODEL, then=masked), personal, layout, cohort, uplink=uplink)
 
 
+@pytest.mark.slow
 def test_bitwise_on_any_number_of_devices():
     """13 clients, which no number of devices divides, 11 in a round, and their own evaluation."""
     one, *others = [simulate(pruned(strict(n))) for n in (1, 2, 4, 8)]
@@ -327,6 +328,7 @@ def test_only_the_cohorts_rows_move_between_devices():
     assert {op for op, _ in found} == {"all-gather", "all-reduce"}
 
 
+@pytest.mark.slow
 def test_own_test_sets_against_a_loop():
     """The evaluation's five numbers from every client's logits; one client has no test examples."""
     algorithm = pruned(strict())
@@ -387,6 +389,7 @@ class Kept(loop.Checkpoints):
         Kept.last = jax.tree.map(np.asarray, state["state"])
 
 
+@pytest.mark.slow
 def test_interrupted_run_ends_like_an_unbroken_one(tmp_path, monkeypatch):
     """Stopped in round 4, after the checkpoint of round 2: the same rows and personal parts."""
     config, arm = small(), cfg.Arm("limit-25", {})

@@ -218,6 +218,7 @@ def a_round(model, count, chunk, **local):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "chunk"), [("group", 1), ("exchanged", 3)])
 def test_rounds_on_devices_equal_clients_one_by_one(norm, chunk):
     """Scan, shard_map and vmapped chunks; the update is the weighted mean of the clients' own."""

@@ -255,7 +255,7 @@ def _alone(kind: Kind, a, b, window: Window):
 
 
 def _sequential(kind: Kind, window: Window, a, b):
-    return lax.map(lambda ab: _on_cpu(kind, *ab, window), (a, b))
+    return lax.map(lambda ab: _on_cpu(kind, ab[0], ab[1], window), (a, b))
 
 
 def _grouped(kind: Kind, window: Window, a, b):
