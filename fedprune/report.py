@@ -179,8 +179,9 @@ def accuracy_figure(
         if scale == 100:
             axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.grid(alpha=0.25, lw=0.6)
-        axes.plot(marks, [0.015] * len(marks), "^", color="0.35", ms=5, clip_on=False,
-                  transform=axes.get_xaxis_transform(), label="pruning step")  # fmt: skip
+        if len(marks):
+            axes.plot(marks, [0.015] * len(marks), "^", color="0.35", ms=5, clip_on=False,
+                      transform=axes.get_xaxis_transform(), label="pruning step")  # fmt: skip
         figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=8)
         save(figure, path)
 
