@@ -10,7 +10,6 @@ line for each.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -75,13 +74,7 @@ def prepared(config: cfg.Config) -> Callable[[], None]:
 def main(_) -> None:
     fp.backend.configure()
     turns = {name: prepared(config) for name, config in variants().items()}
-    times: dict[str, list[float]] = {name: [] for name in turns}
-    for i in range(1 + (1 if SMOKE.value else TURNS.value)):
-        for name, turn in turns.items():
-            began = time.perf_counter()
-            turn()
-            if i:  # the first one compiles
-                times[name].append(time.perf_counter() - began)
+    times = machine.in_turns(turns, 1 if SMOKE.value else TURNS.value)
     facts = {"versions": {"jax": jax.__version__}, **machine.facts()}
     flat = median(times["flat"])
     rows = [

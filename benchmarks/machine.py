@@ -1,10 +1,11 @@
-"""What a result has to say about the machine, where it goes, and the memory of processes."""
+"""What a result has to say about the machine, where it goes, turns, and the memory of processes."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 
@@ -19,6 +20,18 @@ def publish(rows: Sequence[dict], out: str) -> None:
     print(lines)
     if out:
         Path(out).write_text(lines + "\n")
+
+
+def in_turns(calls: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
+    """Seconds of every call, so many times in turns, after a first time that may compile."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(1 + turns):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            if i:
+                times[name].append(time.perf_counter() - began)
+    return times
 
 
 def processor() -> str:

@@ -11,7 +11,6 @@ pooling under ``vmap`` over clients and ``scan`` over steps. Prints a JSON line 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from statistics import median
 
@@ -110,13 +109,7 @@ def trained(layer: Callable[[jax.Array, jax.Array], jax.Array], c: int, d: int) 
 def forms(kind: str, layers: dict[str, Callable], turns: int) -> list[dict]:
     """Forms of a layer, in turns."""
     calls = {name: trained(layer, 8, 16) for name, layer in layers.items()}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(1 + turns):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            if i:
-                times[name].append(time.perf_counter() - began)
+    times = machine.in_turns(calls, turns)
     first = median(next(iter(times.values())))
     return [
         {

@@ -10,7 +10,6 @@ everything, by stage. Prints a JSON line for each.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -60,13 +59,8 @@ def prepared(layout: fp.mesh.Layout, stages: dict) -> tuple[Callable[[], None], 
 def main(_) -> None:
     fp.backend.configure()
     programs = {name: prepared(*variant) for name, variant in variants().items()}
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for i in range(1 + (1 if SMOKE.value else TURNS.value)):
-        for name, (turn, _) in programs.items():
-            began = time.perf_counter()
-            turn()
-            if i:  # the first one compiles
-                times[name].append(time.perf_counter() - began)
+    turns = {name: turn for name, (turn, _) in programs.items()}
+    times = machine.in_turns(turns, 1 if SMOKE.value else TURNS.value)
     facts = {"versions": {"jax": jax.__version__}, **machine.facts()}
     bare = median(times["bare"])
     rows: list[dict] = [

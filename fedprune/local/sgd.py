@@ -101,9 +101,11 @@ def sgd(
         """((loss, statistics after), gradient) of the mean over the examples that count."""
         number = jnp.maximum(jnp.sum(counts, dtype=jnp.float32), 1.0)
         at_once = jax.value_and_grad(objective, has_aux=True)
-        example = jax.eval_shape(lambda: client.take(positions[:1])[0])
-        size = _divisor(batch, microbatch or microbatch_size(model, params, example, batch))
-        if size == batch or model.train is not None:
+        size = batch
+        if model.train is None:
+            example = jax.eval_shape(lambda: client.take(positions[:1])[0])
+            size = _divisor(batch, microbatch or microbatch_size(model, params, example, batch))
+        if size == batch:
             return at_once(params, client, positions, counts, number)
 
         def add(total, part):
