@@ -6,6 +6,7 @@ and a state counts only if all of them are right.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -100,8 +101,8 @@ class Checkpoints:
           CheckpointError: the last save failed.
         """
         try:
-            self._manager.wait_until_finished()
-            self._manager.close()
+            with contextlib.closing(self._manager):  # left open, its threads can stall the exit
+                self._manager.wait_until_finished()
         except Exception as e:
             raise self._unwritten(e) from e
 
