@@ -519,24 +519,33 @@ class Lab:
 
     # Digital baselines -----
 
-    def digital(self, shares: Sequence[float]) -> list[dict[str, tuple[np.ndarray, np.ndarray]]]:
+    def digital(
+        self, shares: Sequence[float], widths: Sequence[float]
+    ) -> list[dict[str, tuple[np.ndarray, np.ndarray]]]:
         """Bits and accuracies of models as bitstreams, for each seed.
 
         Nets are pruned weight by weight to ``shares``, fine-tuned with the teacher and without
         noise, then quantised and entropy-coded ("entropy", as DeepCABAC does), or refined bit plane
-        by bit plane ("refined", the idea of SuRP). Accuracies are of what a decoder returns; the
-        receiver knows shapes and has the biases.
+        by bit plane ("refined", the idea of SuRP). Small dense nets ("small") have ``widths`` of
+        the units of every layer and learn from their first step on, with the teacher and as many
+        steps as dense training and pruning take; they are quantised and coded without a mask.
+        Accuracies are of what a decoder returns; the receiver knows shapes and has the biases.
 
         Returns:
           For each seed: method -> (increasing sizes in bits, the best accuracy that fits in each).
         """
-        nets = [Net(f"sparse-{share:g}", share=share) for share in shares]
-        self.pruned("digital", nets, single=True)
+        sparse = [Net(f"sparse-{share:g}", share=share) for share in shares]
+        self.pruned("digital", sparse, single=True)
+        small = [Net(f"small-{width:g}") for width in widths]
+        start = {f"small-{width:g}": self._narrow(width) for width in widths}
+        for stage in ("small-first", "small"):
+            self.train(stage, small, start)
+            start = {net.name: self.nets[net.name] for net in small}
         entries: list[tuple[int, str, int, Any]] = []
         for seed in range(self.seeds):
-            for net in nets:
+            for net, of_net in [(n, streams) for n in sparse] + [(n, small_streams) for n in small]:
                 one = jax.tree.map(lambda v, s=seed: np.asarray(v[s]), self.nets[net.name])
-                entries += [(seed, *entry) for entry in streams(*one)]
+                entries += [(seed, *entry) for entry in of_net(*one)]
         self._log(f"{len(entries)} digital models coded")
         stacked = _stacked([params for *_, params in entries])
         everything = jax.tree.map(lambda p: jnp.ones(p.shape, bool), stacked)
@@ -544,7 +553,7 @@ class Lab:
         found = []
         for seed in range(self.seeds):
             curves = {}
-            for method in ("entropy", "refined"):
+            for method in DIGITAL:
                 points = sorted(
                     (bits, a)
                     for (s, m, bits, _), a in zip(entries, accuracies, strict=True)
@@ -557,9 +566,26 @@ class Lab:
             found.append(curves)
         return found
 
+    def _narrow(self, width: float) -> Kept:
+        """Untrained nets with a share of the units of each layer.
+
+        Their kernels have the variance that their own, smaller, number of inputs asks for.
+        """
+        units = self.structure(self.shapes)
+        kept = [jnp.arange(u.size) < max(1, round(width * u.size)) for u in units]
+        mask = prune.mask_of(units, kept, self.shapes)
+
+        def init(key: jax.Array) -> Kept:
+            params = self.model.init(rng.stream(key, "init"))
+            scaled = lambda p, m: p * jnp.sqrt(m.shape[-2] / m.any((*range(m.ndim - 2), -1)).sum())
+            wide = jax.tree.map(lambda p, m: scaled(p, m) if p.ndim >= 2 else p, params, mask)
+            return Kept(tree.apply_mask(mask, wide), mask)
+
+        return jax.jit(jax.vmap(init))(self.keys)
+
 
 def streams(params: Any, mask: Any) -> list[tuple[str, int, Any]]:
-    """(method, bits, decoded params) of one model's kernels in every rate that is considered."""
+    """(method, bits, decoded params) of a sparse model's kernels in every rate considered."""
     leaves, treedef = jax.tree.flatten(params)
     masks = jax.tree.leaves(mask)
     found = []
@@ -583,6 +609,29 @@ def streams(params: Any, mask: Any) -> list[tuple[str, int, Any]]:
         decoded = [next(parts).reshape(v.shape) if v.ndim >= 2 else v for v in leaves]
         size = 8 * sum(map(len, chunks[:passes]))
         found.append(("refined", size, jax.tree.unflatten(treedef, decoded)))
+    return found
+
+
+def small_streams(params: Any, mask: Any) -> list[tuple[str, int, Any]]:
+    """(method, bits, decoded params) of a model of fewer units: what is left of its kernels."""
+    leaves, treedef = jax.tree.flatten(params)
+    found = []
+    for bits in (4, 8):
+        size, decoded = 0, []
+        for v, m in zip(leaves, jax.tree.leaves(mask), strict=True):
+            if v.ndim < 2:
+                decoded.append(v)
+                continue
+            axes = range(v.ndim)
+            left = np.ix_(*(m.any(tuple(a for a in axes if a != axis)) for axis in axes))
+            code, scale = tensors.encode(v[left], None, "entropy", bits)
+            size += 8 * len(code) + 32
+            decoded.append(np.zeros_like(v))
+            shape = v[left].shape
+            decoded[-1][left], _ = tensors.decode(
+                code, shape, v.dtype, False, "entropy", bits, scale
+            )
+        found.append(("small", size, jax.tree.unflatten(treedef, decoded)))
     return found
 
 
@@ -626,13 +675,21 @@ SCHEMES = {
     "sk": "AirNet + SK + UEP",
     "pair": "AirNet + I + SK + UEP",
 }
-DIGITAL = {"entropy": "pruned, 4 or 8 bits, entropy-coded", "refined": "successive refinement"}
+DIGITAL = {
+    "entropy": "pruned, 4 or 8 bits, entropy-coded",
+    "refined": "successive refinement",
+    "small": "small dense, 4 or 8 bits",
+}
 Found = dict[tuple[str, Point, str], np.ndarray]
 """(scheme, point, fading) -> accuracy in percent of every seed"""
 
 
 def compare(
-    lab: Lab, points: Sequence[Point], span: tuple[float, float], shares: Sequence[float]
+    lab: Lab,
+    points: Sequence[Point],
+    span: tuple[float, float],
+    shares: Sequence[float],
+    widths: Sequence[float],
 ) -> Found:
     """P3's three schemes and the digital baselines at some points (Figs. 4 and 5).
 
@@ -646,6 +703,7 @@ def compare(
       points: where.
       span: SNR_min and SNR_max of the pairs.
       shares: of the weights that digital models keep.
+      widths: of small dense digital models, beside the dense net.
     """
     whole = [Net(f"whole-{p}", p.snr_db, share=lab.share_of(p.uses)) for p in points]
     half = [Net(f"half-{p}", p.snr_db, share=lab.share_of(p.uses / 2)) for p in points]
@@ -684,7 +742,7 @@ def compare(
             )
     delivered = lab.deliver(list(cases.values()))
     found: Found = {where: delivered[case] for where, case in cases.items()}
-    curves = lab.digital(shares)
+    curves = lab.digital(shares, widths)
     for p in points:
         for method in DIGITAL:
             for fading in ("none", "outage", "csit"):
@@ -694,8 +752,8 @@ def compare(
 
 
 def best_digital(found: Found, point: Point, fading: str) -> np.ndarray:
-    """The better of the digital baselines, for each seed."""
-    return np.maximum(*(found[method, point, fading] for method in DIGITAL))
+    """The best of the digital baselines, for each seed."""
+    return np.max([found[method, point, fading] for method in DIGITAL], 0)
 
 
 def comparison_tables(

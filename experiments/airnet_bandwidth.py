@@ -6,7 +6,7 @@ Schemes, baselines and settings are in ``experiments/airnet.py`` (``compare``).
 
 Fixed before any result was seen: accuracies in points, paired by seed, 95 % Student intervals.
 
-  digital    at every bandwidth AirNet above the better digital baseline, AWGN
+  digital    at every bandwidth AirNet above the best digital baseline, AWGN
   expansion  SK + UEP above AirNet, mean over the bandwidths, AWGN
   recovered  SK + UEP at the largest bandwidth at most 1 point below the dense net, AWGN
   not-plain  AirNet at the largest bandwidth more than 1 point below the dense net, AWGN
@@ -42,6 +42,9 @@ class AirNetBandwidth(airnet.AirNet):
     shares: tuple[float, ...] = spec(
         (0.5, 0.25, 0.1, 0.04), "of the weights that digital models keep", above=0, high=1
     )
+    widths: tuple[float, ...] = spec(
+        (0.5, 0.25, 0.15), "of small dense digital models, beside the dense net", above=0, high=1
+    )
 
 
 def get_config(variant: str = "fast") -> AirNetBandwidth:
@@ -56,7 +59,7 @@ def report(config: AirNetBandwidth, rows: Sequence[Row], folder: Path) -> str:
     """Trains, delivers, and writes summary, tables and figures; returns the text to print."""
     lab = airnet.Lab(config, folder)
     points = [Point(config.snrs_db[0], b) for b in config.bandwidths]
-    found = airnet.compare(lab, points, SPAN, config.shares)
+    found = airnet.compare(lab, points, SPAN, config.shares, config.widths)
     dense = lab.dense()
     whole = lab.clean(dense.params, dense.mask)
     mean = lambda differences: np.mean(differences, 0)

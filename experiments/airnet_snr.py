@@ -10,7 +10,7 @@ Fixed before any result was seen: accuracies in points, paired by seed, 95 % Stu
 and H are the lowest and highest SNR, M is 5 dB.
 
   recovered    AirNet at H at most 1 point below the dense net on a perfect link
-  digital      AirNet more than 10 points above the better digital baseline at M, AWGN
+  digital      AirNet more than 10 points above the best digital baseline at M, AWGN
   cliff        under fading at M, AirNet more than 10 points above digital at its best fixed rate
   csit         under fading at M, digital with CSIT above AirNet
   expansion    SK + UEP above AirNet at L, AWGN
@@ -39,6 +39,9 @@ class AirNetSnr(airnet.AirNet):
     shares: tuple[float, ...] = spec(
         (0.3, 0.15, 0.07, 0.03), "of the weights that digital models keep", above=0, high=1
     )
+    widths: tuple[float, ...] = spec(
+        (0.5, 0.25, 0.15), "of small dense digital models, beside the dense net", above=0, high=1
+    )
 
 
 def get_config(variant: str = "fast") -> AirNetSnr:
@@ -54,7 +57,7 @@ def report(config: AirNetSnr, rows: Sequence[Row], folder: Path) -> str:
     lab = airnet.Lab(config, folder)
     points = [Point(snr, config.uses) for snr in config.snrs_db]
     span = (min(config.snrs_db), max(config.snrs_db))
-    found = airnet.compare(lab, points, span, config.shares)
+    found = airnet.compare(lab, points, span, config.shares, config.widths)
     dense = lab.dense()
     whole = lab.clean(dense.params, dense.mask)
     low, high = points[0], points[-1]

@@ -59,14 +59,15 @@ def tiny(module, **values):
 @pytest.mark.slow
 def test_from_end_to_end_and_again(tmp_path):
     """Nets meet their budgets, and a second laboratory takes those that are kept."""
-    config = tiny(airnet_snr, snrs_db=(5.0,), shares=(0.2,))
+    config = tiny(airnet_snr, snrs_db=(5.0,), shares=(0.2,), widths=(0.5,))
     text = airnet_snr.report(config, [], tmp_path)
     assert "successive refinement" in text
     assert "| 5 " in text
     for name in ("summary.json", "report.md", "figures/awgn.png", "figures/fading.svg"):
         assert (tmp_path / name).is_file()
     kept = {p.name for p in (tmp_path / "nets").iterdir()}
-    assert kept == {"dense.npz", "pruned.npz", "expanded.npz", "pairs.npz", "digital.npz"}
+    assert kept == {"dense.npz", "pruned.npz", "expanded.npz", "pairs.npz", "digital.npz",
+                    "small-first.npz", "small.npz"}  # fmt: skip
     before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "nets").iterdir()}
     lab = airnet.Lab(config, tmp_path)
     point = airnet.Point(5.0, 1000)
@@ -75,6 +76,8 @@ def test_from_end_to_end_and_again(tmp_path):
     assert jax.tree.structure(lab.nets["pair-1000"].mask["low"]) == jax.tree.structure(lab.shapes)
     now = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "nets").iterdir()}
     assert now == before
+    lab.train("small", [airnet.Net("small-0.5")], {})
+    assert sum(int(m.sum()) for m in jax.tree.leaves(lab.nets["small-0.5"].mask)) == 3 * 795 + 10
     # 784 inputs, 6 hidden, 10 outputs: each neuron has 784 + 1 + 10 weights, and 10 are biases.
     assert lab.weights == 6 * 795 + 10
     for name, uses in (("whole", 1000), ("half", 500)):
@@ -119,3 +122,24 @@ def test_streams_decode_to_what_they_are_billed_for():
         assert errors == sorted(errors, reverse=True)
         assert errors[-1] < 0.05
         assert sizes[-1] < 32 * mask["kernel"].sum()
+
+
+def test_a_small_model_is_coded_without_what_it_lost():
+    gen = np.random.default_rng(1)
+    kept = np.arange(30) % 3 != 1
+    params = {
+        "a": {"kernel": gen.normal(size=(3, 3, 20, 30)).astype("f4"), "bias": np.ones(30, "f4")},
+        "b": {"kernel": gen.normal(size=(120, 50)).astype("f4")},
+    }
+    mask = jax.tree.map(lambda v: np.ones(v.shape, bool), params)
+    mask["a"]["kernel"] &= kept
+    mask["b"]["kernel"] &= np.tile(kept, 4)[:, None]
+    params = jax.tree.map(np.multiply, params, mask)
+    (_, fewer, coarse), (_, more, fine) = airnet.small_streams(params, mask)
+    assert fewer < more < 8 * (9 * 20 * 20 + 80 * 50)
+    for decoded, levels in ((coarse, 7), (fine, 127)):  # half a step of the largest weight
+        np.testing.assert_array_equal(decoded["a"]["bias"], params["a"]["bias"])
+        for layer in ("a", "b"):
+            back, sent, m = (v[layer]["kernel"] for v in (decoded, params, mask))
+            assert not back[~m].any()
+            assert np.abs(back - sent).max() <= 1.001 * np.abs(sent).max() / (2 * levels)
