@@ -27,9 +27,9 @@ MNIST, 12 × 1,000 steps a stage. ``paper``: Small-VGG16 on CIFAR-10, b = 1.2e6,
 batch 128 at learning rate 0.01, one seed, for an accelerator. P3 leaves open: packing (here two
 reals a symbol, so that the SNR of a real is that of the link), how filters of different layers are
 ranked (by their rank in their layer, so that layers lose equal shares: by mean |w|, all together,
-one of the 32 hidden units was left, and 30 % accuracy), how often and how much is pruned (equal shares of what is
-left), the noise of the loss-based sensitivity (the channel's). Biases are sent without error, in
-the digital baselines too.
+one of the 32 hidden units was left, and 30 % accuracy), how often and how much is pruned (equal
+shares of what is left), the noise of the loss-based sensitivity (the channel's). Biases are sent
+without error, in the digital baselines too.
 
 Accuracies are means over draws of the noise (AWGN), or medians over draws of h (fading), for each
 seed; intervals are Student's over seeds, of paired differences.
