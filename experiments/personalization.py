@@ -297,7 +297,6 @@ def report(config: Personalization, rows: Sequence[Row], folder: Path) -> str:
         "Latency of a round in 20 MHz, ms: both widths, T_th 25 ms": width_table(config),
     }
     (folder / "figures").mkdir(exist_ok=True)
-    ylim = rp.accuracy_limits(rows, names)
     dense = "personal-only"
     fixed = [fixed_name(ratio) for ratio in config.ratios]
     limits = [f"limit-{ms:g}" for ms in config.limits_ms]
@@ -308,6 +307,7 @@ def report(config: Personalization, rows: Sequence[Row], folder: Path) -> str:
         ("limits", "Latency thresholds (Fig. 6)", [dense, *limits]),
     ):
         present = {arm: arm for arm in shown if arm in names}
+        ylim = rp.accuracy_limits(rows, list(present))
         rp.accuracy_figure(folder / "figures" / name, rows, present, title, ylim)
     for file, x, shown, label in (
         ("loss_fixed", [100 * ratio for ratio in config.ratios], fixed, "pruned (%)"),

@@ -176,6 +176,7 @@ def accuracy_figure(
             axes.fill_between(drawn, mean - half, mean + half, color=colours[i], alpha=0.10, lw=0)
         axes.set(xlabel="round", ylabel=ylabel.replace("_", " "), title=title, ylim=ylim)
         axes.set_xlim(rounds[0], rounds[-1])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         if scale == 100:
             axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.grid(alpha=0.25, lw=0.6)

@@ -165,6 +165,35 @@ def _kernel(x, y, window: Window):
     return out.transpose(*range(1, last), 0, last)
 
 
+def _kernel_tall(x, y, window: Window):
+    """``_kernel`` without strides, in 2-D, with cotangents that have more rows than the inputs.
+
+    XLA's CPU backend gives a convolution to YNNPACK unless its window has more rows than its input
+    has, and then to Eigen, which is the faster one where the result is as small as 3×3. So zero
+    rows are added to y. Inputs get their columns of zeros before, behind a barrier, or XLA would
+    see a window larger than its input and swap the two, which is not canonical any more.
+    """
+    (rows, columns), kernel, _, ((above, _), (left, _)) = window
+    none, zero = (0, 0, 0), jnp.zeros((), x.dtype)
+    more = max(rows + 1 - y.shape[1], 0)
+    below = y.shape[1] + more + kernel[0] - 1 - rows - above
+    right = y.shape[2] + kernel[1] - 1 - columns - left
+    lhs = lax.pad(x.transpose(3, 1, 2, 0), zero, [none, none, (left, right, 0), none])
+    rhs = lax.pad(y.transpose(1, 2, 0, 3), zero, [(0, more, 0), none, none, none])
+    lhs, rhs = lax.optimization_barrier((lhs, rhs))
+    out = _canonical(lhs, rhs, (1, 1), [(above, below), (0, 0)])
+    return out.transpose(1, 2, 0, 3)
+
+
+def _can_be_tall(y, window: Window) -> bool:
+    """Without strides, in 2-D, and the window stays smaller than its input."""
+    size, kernel, strides, _ = window
+    if len(size) != 2 or strides != (1, 1):
+        return False
+    window_size = max(size[0] + 1, y.shape[1]) * y.shape[2]
+    return window_size <= size[0] * (y.shape[2] + kernel[1] - 1)
+
+
 _FORMS: dict[Kind, Callable] = {"out": _out, "input": _input, "kernel": _kernel}
 
 
@@ -231,11 +260,15 @@ def _on_cpu(kind: Kind, a, b, window: Window):
     Products by place avoid a transposed copy of a wide kernel, and windows of the size of an image
     for the gradient of a kernel. They add up outside the products, hence not in short types.
     """
+    if not a.size or not b.size or a.dtype.itemsize < 4:
+        return _FORMS[kind](a, b, window)
     channels = a.shape[-1], b.shape[-2 if kind == "input" else -1]
-    single = math.prod(window[1]) == 1
-    wide = kind == "input" and min(channels) >= 256
-    places = a.size and b.size and a.dtype.itemsize >= 4 and (single or wide)
-    return (_BY_PLACE if places else _FORMS)[kind](a, b, window)
+    places = math.prod(window[1])
+    if places == 1 or (kind == "input" and min(channels) >= 256):
+        return _BY_PLACE[kind](a, b, window)
+    if kind == "kernel" and (places <= 9 or channels[0] <= 4) and _can_be_tall(b, window):
+        return _kernel_tall(a, b, window)
+    return _FORMS[kind](a, b, window)
 
 
 # The primitive -----
