@@ -59,6 +59,7 @@ def get_config(variant: str = "fast") -> Config:
         raise ConfigError(f"variant {variant!r} of hfl_theorem: must be fast")
     config = Config(experiment="experiments.hfl_theorem", variant=variant)
     setting(config, variant)
+    config.local.lr, config.local.clip = 0.2, 0.0  # the theorem is on plain SGD
     config.pruning.schedule, config.pruning.start, config.pruning.ratio = "one_shot", 0, 0.5
     config.run.rounds = 6
     return config
