@@ -281,9 +281,10 @@ def line_figure(
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(4.2, 3.5), layout="constrained")
         colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, len(lines)))
-        for (label, values), colour in zip(lines.items(), colours, strict=True):
+        for i, (label, values) in enumerate(lines.items()):
             mean, half = np.array([interval(v) for v in values]).T
-            axes.errorbar(x, mean, half, color=colour, label=label, marker="o", ms=3, capsize=2)
+            line: Any = {"color": colours[i], "marker": "osD^v*"[i % 6], "label": label}
+            axes.errorbar(x, mean, half, ms=4, capsize=2, **line)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.grid(alpha=0.25, lw=0.6)
         figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8)
