@@ -1,9 +1,9 @@
 """Watches over one process of several: a reason in words for whatever ends it.
 
-JAX ends a process whose peers do not join, or are lost, by SIGABRT and pages of text; Python cannot
-catch that. So with ``--distributed`` the process that was started is a monitor of the one that
-computes. It passes on SIGTERM, and what is printed; it holds back the text of JAX's C++ parts, and
-says in one line what happened.
+JAX ends a process whose peers do not join, or are lost, by SIGABRT and a page of text; Python
+cannot catch that. So with ``--distributed`` the process that was started is a monitor of the one that
+computes. It passes on SIGTERM, and what is printed; it holds back what JAX's C++ parts say before
+they abort, and says in one line what happened.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from typing import NoReturn
 RETRY = 42
 """exit status: the same command goes on (what xpk takes for an invitation to restart)"""
 _WORKER = "FEDPRUNE_WORKER"
-_NATIVE = re.compile(rb"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ ")
-"""how a line of JAX's C++ parts begins; what follows without a beginning of Python's belongs to it"""
+_NATIVE = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ ")
+"""how a message of JAX's C++ parts begins"""
+_LAST = re.compile(r"F\d{4} ")
+"""how the one begins after which they abort; it has many lines"""
 
 
 def is_worker() -> bool:
@@ -30,7 +32,7 @@ def is_worker() -> bool:
 
 
 def stay_with_monitor() -> None:
-    """Ends this process by SIGKILL when its monitor is gone, be it by SIGKILL."""
+    """Ends this process when its monitor is gone, be it by SIGKILL."""
 
     def wait() -> None:
         while os.read(0, 1):
@@ -54,20 +56,36 @@ def watch(argv: Sequence[str], initialization_timeout: int, heartbeat_timeout: i
         env={**os.environ, _WORKER: "1"},
         stdin=subprocess.PIPE,  # closed when this process ends, however it ends
         stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
     )
     signal.signal(signal.SIGTERM, lambda *_: worker.send_signal(signal.SIGTERM))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to both
-    native = []
     assert worker.stderr is not None
+    native, last = [], False
     for line in worker.stderr:
-        if _NATIVE.match(line):
-            native.append(line.decode(errors="replace"))
-            sys.stderr.buffer.write(b"NATIVE "+line)
+        last = last or bool(_LAST.match(line))
+        if last or _NATIVE.match(line):
+            native.append(line)
         else:
-            sys.stderr.buffer.write(line)
-            sys.stderr.flush()
+            print(line, end="", file=sys.stderr, flush=True)
     status = worker.wait()
     if status >= 0:
         return status
-    print(native)
+    reason = explain("".join(native), -status, initialization_timeout, heartbeat_timeout)
+    print(f"error: {reason}; the same command goes on from the newest checkpoint", file=sys.stderr)
     return RETRY
+
+
+def explain(native: str, number: int, initialization_timeout: int, heartbeat_timeout: int) -> str:
+    """Why a process was ended by a signal, from what JAX's C++ parts said before (JAX 0.10)."""
+    silent = re.search(r"stopped sending heartbeats\):(.*?)The tasks have crashed", native, re.S)
+    if silent:
+        who = " and ".join(re.findall(r"(\d+)\s", silent[1]))
+        return f"process {who} was lost: nothing was heard of it for {heartbeat_timeout} s"
+    if "RegisterTask" in native:
+        return f"not all processes had come after {initialization_timeout} s"
+    if "PollForError" in native:
+        return "process 0 was lost: the connection to it broke"
+    said = " ".join(native.split())
+    return f"ended by {signal.Signals(number).name}" + (f": {said[:300]}" if said else "")
