@@ -184,7 +184,8 @@ def put(values: PyTree, where: PyTree) -> PyTree:
 
     def one(leaf: Any, sharding: NamedSharding) -> jax.Array:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            return jax.device_put(leaf, sharding)
+            same = leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+            return leaf if same else jax.jit(_unchanged, out_shardings=sharding)(leaf)
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             data = one(jax.random.key_data(leaf), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
@@ -194,6 +195,10 @@ def put(values: PyTree, where: PyTree) -> PyTree:
     if not isinstance(where, NamedSharding):
         return jax.tree.map(one, values, where)
     return jax.tree.map(lambda leaf: one(leaf, where), values)
+
+
+def _unchanged(value: jax.Array) -> jax.Array:
+    return value
 
 
 def to_host(values: PyTree) -> PyTree:

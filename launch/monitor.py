@@ -1,9 +1,9 @@
 """Watches over one process of several: a reason in words for whatever ends it.
 
 JAX ends a process whose peers do not join, or are lost, by SIGABRT and a page of text; Python
-cannot catch that. So with ``--distributed`` the process that was started is a monitor of the one that
-computes. It passes on SIGTERM, and what is printed; it holds back what JAX's C++ parts say before
-they abort, and says in one line what happened.
+cannot catch that. So with ``--distributed`` the process that was started is a monitor of the one
+that computes. It passes on SIGTERM, and what is printed; it holds back what JAX's C++ parts say
+before they abort, and says in one line what happened.
 """
 
 from __future__ import annotations
