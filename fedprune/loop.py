@@ -106,7 +106,9 @@ class _Record:
 
     def __init__(self, program: Program, folder: Path | None, metrics: Metrics | None) -> None:
         self._program, self._metrics = program, metrics
-        self._checkpoints = folder and Checkpoints(folder / "checkpoints" / program.name)
+        self._checkpoints = (
+            None if folder is None else Checkpoints(folder / "checkpoints" / program.name)
+        )
         self._leaves: Leaves = {}
 
     def done(self, rounds: int) -> int:
@@ -117,8 +119,8 @@ class _Record:
                 return 0
             done, self._leaves = self._checkpoints.restore()
             _check(self._program, done, rounds, self._metrics)
-            other = self._program.name
-            self._metrics.keep(lambda row: row["program"] != other or row["round"] <= done)
+            name = self._program.name
+            self._metrics.keep(lambda row: row["program"] != name or row["round"] <= done)
             return done
 
         return processes.gather(read)[0]

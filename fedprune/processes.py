@@ -110,13 +110,16 @@ def gather(fn: Callable[[], Json]) -> list[Json]:
     except Exception as e:
         error, said = e, json.dumps({"error": _one_line(e)})
     client = distributed.global_state.client
+    assert client is not None
     client.key_value_set(_key(turn, index()), said)
     found = []
     for other in range(count()):
         try:
             found.append(client.blocking_key_value_get(_key(turn, other), 1000 * LONGEST_WAIT))
         except jax.errors.JaxRuntimeError as e:
-            raise ProcessesError(f"process {other} did not come: {_one_line(e)}") from e
+            if "DEADLINE_EXCEEDED" not in str(e):
+                raise
+            raise ProcessesError(f"process {other} did not come for {LONGEST_WAIT} s") from e
     if turn:  # everybody is here, so nobody still reads what was said before
         client.key_value_delete(_key(turn - 1, index()))
     results = [json.loads(text) for text in found]

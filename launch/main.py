@@ -25,11 +25,13 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
+from jax.errors import JaxRuntimeError
 from ml_collections import config_flags
 
 from fedprune import backend, processes
@@ -102,7 +104,9 @@ def main(argv: Sequence[str]) -> int:
     status = 1
     try:
         status = _run(config, workdir)
-    except Exception:
+    except Exception as e:
+        if isinstance(e, JaxRuntimeError):  # if a process is lost, JAX ends this one in this time
+            time.sleep(HEARTBEAT_TIMEOUT.value + 5)
         logging.exception("error: process %d failed", processes.index())
     if processes.count() > 1:  # the others still work, and JAX would wait for them
         monitor.leave(status)
@@ -218,6 +222,7 @@ def _facts(plan: experiment.Plan) -> dict[str, Any]:
     arrays = [value for value in plan.dataset if hasattr(value, "dtype")]
     return {
         **{path: value for path, _, value in cfg.fields(plan.config)},
+        **{f"arms of {program.name}": list(program.labels) for program in plan.programs},
         "processes": about["processes"],
         "source": about["source"],
         **about["packages"],
