@@ -269,7 +269,7 @@ AGREE = """
     assert bits(processes.broadcast(mine)) == bits(leaves)
 
     keys = jax.random.split(jax.random.key(7), 4)
-    numbers = np.arange(24.0).reshape(4, 6)
+    numbers = np.arange(24, dtype=np.float32).reshape(4, 6)
     both = jax.NamedSharding(layout.mesh, mesh.spec(2))
     there = mesh.put({"n": numbers, "k": keys}, {"n": both, "k": layout.per_arm()})
     assert {shard.data.shape for shard in there["n"].addressable_shards} == {(2, 3)}

@@ -44,7 +44,7 @@ def test_results_are_arguments_again_without_compiling(devices, dataset):
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_nothing_moves_between_host_and_device_by_itself(devices, dataset):
-    """After the first call, with all arguments as they come: fresh ones and a call's own results."""
+    """After the first call, with fresh arguments and with a call's own results."""
     program, (arms, train, test) = small(dataset, 4, fp.mesh.make(clients=devices))
     state = program(arms, train, test)[0]
     with jax.transfer_guard("disallow"):
