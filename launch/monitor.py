@@ -22,8 +22,8 @@ RETRY = 42
 _WORKER = "FEDPRUNE_WORKER"
 _NATIVE = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ ")
 """how a message of JAX's C++ parts begins"""
-_LAST = re.compile(r"F\d{4} ")
-"""how the one begins after which they abort; it has many lines"""
+_LAST = re.compile(r"F\d{4} |E\d{4} .*coordination")
+"""how the ones begin after which they abort; they have many lines"""
 
 
 def is_worker() -> bool:
@@ -62,7 +62,8 @@ def watch(argv: Sequence[str], initialization_timeout: int, heartbeat_timeout: i
     signal.signal(signal.SIGTERM, lambda *_: worker.send_signal(signal.SIGTERM))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to both
     assert worker.stderr is not None
-    native, last = [], False
+    native: list[str] = []
+    last = False
     for line in worker.stderr:
         last = last or bool(_LAST.match(line))
         if last or _NATIVE.match(line):
@@ -71,6 +72,8 @@ def watch(argv: Sequence[str], initialization_timeout: int, heartbeat_timeout: i
             print(line, end="", file=sys.stderr, flush=True)
     status = worker.wait()
     if status >= 0:
+        if status not in (0, RETRY):
+            sys.stderr.writelines(native)
         return status
     reason = explain("".join(native), -status, initialization_timeout, heartbeat_timeout)
     print(f"error: {reason}; the same command goes on from the newest checkpoint", file=sys.stderr)
@@ -79,9 +82,9 @@ def watch(argv: Sequence[str], initialization_timeout: int, heartbeat_timeout: i
 
 def explain(native: str, number: int, initialization_timeout: int, heartbeat_timeout: int) -> str:
     """Why a process was ended by a signal, from what JAX's C++ parts said before (JAX 0.10)."""
-    silent = re.search(r"stopped sending heartbeats\):(.*?)The tasks have crashed", native, re.S)
+    silent = re.search(r"stopped sending heartbeats\):((?:\s+\d+)+)\s", native)
     if silent:
-        who = " and ".join(re.findall(r"(\d+)\s", silent[1]))
+        who = " and ".join(silent[1].split())
         return f"process {who} was lost: nothing was heard of it for {heartbeat_timeout} s"
     if "RegisterTask" in native:
         return f"not all processes had come after {initialization_timeout} s"
