@@ -135,7 +135,11 @@ class _Record:
         return arms._replace(state=saved["state"], key=saved["key"])
 
     def write(self, rows: Sequence[Row]) -> None:
-        processes.together(lambda: self._metrics and self._metrics.write(rows))
+        def write() -> None:
+            if self._metrics:
+                self._metrics.write(rows)
+
+        processes.together(write)
 
     def save(self, done: int, arms: run.Arms) -> None:
         real = len(self._program.labels)
