@@ -48,6 +48,18 @@ def cache(tmp_path_factory):
         yield
 
 
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def no_process_stays():
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.communicate()
+
+
 def port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -55,10 +67,13 @@ def port() -> int:
 
 
 def start(*args, cwd: Path = ROOT) -> subprocess.Popen:
-    command = [*COMMAND, *map(str, args)]
-    return subprocess.Popen(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return popen([*COMMAND, *map(str, args)], cwd)
+
+
+def popen(command: list[str], cwd: Path = ROOT) -> subprocess.Popen:
+    out = subprocess.PIPE
+    STARTED.append(subprocess.Popen(command, cwd=cwd, stdout=out, stderr=out, text=True))
+    return STARTED[-1]
 
 
 def start_one_of(count: int, index: int, at: int, *args, cwd: Path = ROOT) -> subprocess.Popen:
@@ -309,17 +324,9 @@ AGREE = """
     ],
 )
 def test_what_processes_agree_on(how, says):
-    at = port()
-    pair = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", textwrap.dedent(AGREE), str(i), address, how],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i, address in enumerate([f"127.0.0.1:{at}"] * 2)
-    ]
+    script, address = textwrap.dedent(AGREE), f"127.0.0.1:{port()}"
+    python = [sys.executable, "-W", "ignore", "-c", script]
+    pair = [popen([*python, str(i), address, how]) for i in (0, 1)]
     for process, expected in zip(pair, says, strict=True):
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
