@@ -17,6 +17,8 @@ from typing import Any
 
 import jax
 
+from fedprune import processes
+
 MOST_CPU_DEVICES = 8
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "scipy")
 """those that numbers or files depend on"""
@@ -73,16 +75,27 @@ def environment() -> dict[str, Any]:
     """What a run's numbers may depend on beside its configuration: versions, devices, platform.
 
     ``code`` is ``git describe`` of the checkout that the package lies in; "" if it is in none.
+    ``source`` is that of ``source_hash``.
     """
     devices = Counter(f"{device.platform} {device.device_kind}" for device in jax.devices())
     return {
         "code": _code_version(),
+        "source": source_hash(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "devices": dict(devices),
+        "processes": processes.count(),
         "processor": _processor(),
     }
+
+
+def source_hash() -> str:
+    """SHA-256 of the package's Python files and their names."""
+    folder, found = Path(__file__).resolve().parent, hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        found.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes() + b"\0")
+    return found.hexdigest()
 
 
 def _code_version() -> str:

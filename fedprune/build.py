@@ -23,6 +23,7 @@ from fedprune import (
     local,
     mesh,
     models,
+    processes,
     prune,
     resources,
     server,
@@ -378,7 +379,7 @@ def layout(config: cfg.Mesh, arms: int) -> mesh.Layout:
     Raises:
       ConfigError: if there are not enough devices.
     """
-    devices = config.devices or jax.device_count()
+    devices = config.devices or len(processes.devices())
     across = config.arms or (devices if arms >= devices else 1)
     try:
         return mesh.make(

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from fedprune import processes
 from fedprune.types import PyTree
 from fedprune.writer import set_aside
 
@@ -33,11 +34,22 @@ class CheckpointError(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one program."""
+    """The checkpoints of one program. One process has them, whatever others there are."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=processes.index(),
+            active_processes={processes.index()},
+            barrier_sync_key_prefix="fedprune",
+        )
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2,
+            create=False,
+            cleanup_tmp_directories=True,
+            multiprocessing_options=alone,
+        )
         names = ("state", "checksums")
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=names)
 
@@ -48,11 +60,8 @@ class Checkpoints:
           CheckpointError: this save or the one before failed.
         """
         # Host copies: Orbax writes while the next segment already runs.
-        leaves = _leaves(state)
-        about = {
-            name: {"shape": leaf.shape, "dtype": str(leaf.dtype), "sha256": _of_array(leaf)}
-            for name, leaf in leaves.items()
-        }
+        leaves = leaves_of(state)
+        about = _about(leaves)
         parts = ocp.args.Composite(
             state=ocp.args.PyTreeSave(leaves),
             checksums=ocp.args.JsonSave({"leaves": about, "sha256": _of_json(about)}),
@@ -137,7 +146,7 @@ def rebuild(leaves: Leaves, like: PyTree) -> PyTree:
     Raises:
       CheckpointError: a leaf that is missing, left over or of another shape or type.
     """
-    wanted = _leaves(like)
+    wanted = leaves_of(like)
     for name in (*wanted, *leaves):
         if name not in leaves or name not in wanted:
             raise CheckpointError(f"checkpoint: {name} is in only one of checkpoint and program")
@@ -150,7 +159,20 @@ def rebuild(leaves: Leaves, like: PyTree) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(like), values)
 
 
-def _leaves(state: PyTree) -> dict[str, np.ndarray]:
+def fingerprint(state: PyTree) -> str:
+    """One SHA-256 of all leaves, with their paths, shapes and types."""
+    return _of_json(_about(leaves_of(state)))
+
+
+def _about(leaves: Leaves) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"shape": leaf.shape, "dtype": str(leaf.dtype), "sha256": _of_array(leaf)}
+        for name, leaf in leaves.items()
+    }
+
+
+def leaves_of(state: PyTree) -> dict[str, np.ndarray]:
+    """A state on the host as it is saved."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): _host(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -70,10 +70,22 @@ def plan(config: cfg.Config, arms: Sequence[cfg.Arm]) -> Plan:
     return Plan(config, dataset, programs)
 
 
-def execute(plan: Plan, directory: RunDirectory) -> list[Row]:
-    """Runs a plan to its end in a run directory, resuming what is there; returns all its rows."""
-    rounds = plan.config.run
-    return loop.train(plan.programs, directory.path, rounds.rounds, rounds.every, rounds.save_every)
+def execute(
+    plan: Plan, directory: RunDirectory | None, stop: Callable[[], bool] = lambda: False
+) -> list[Row]:
+    """Runs a plan to its end in a run directory, resuming what is there; returns all its rows.
+
+    Args:
+      plan: what to run.
+      directory: process 0's; None on the others, which get no rows.
+      stop: asked between segments, see ``loop.train``.
+
+    Raises:
+      Stopped: ``stop`` said so, and the state is saved.
+      CheckpointError: what is there cannot be continued, or a checkpoint cannot be written.
+    """
+    folder, c = None if directory is None else directory.path, plan.config.run
+    return loop.train(plan.programs, folder, c.rounds, c.every, c.save_every, stop)
 
 
 def _program(
@@ -111,7 +123,7 @@ def _program(
         else:
             evaluate = run.evaluation(network, layout, pruned=pruned)
         compiled = run.program(algorithm, layout, rounds, evaluate, per_chunk)
-        train, test = jax.device_put(federation(), layout.replicated())
+        train, test = mesh.put(federation(), layout.replicated())
         return mesh.Compiled(
             lambda arms: compiled(arms, train, test), lambda arms: compiled.lower(arms, train, test)
         )

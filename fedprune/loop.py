@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
-from fedprune import mesh, run
-from fedprune.checkpoint import CheckpointError, Checkpoints, rebuild
+from fedprune import mesh, processes, run
+from fedprune.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    Leaves,
+    fingerprint,
+    leaves_of,
+    rebuild,
+)
 from fedprune.round import RoundInfo
 from fedprune.writer import Metrics, Row
 
@@ -48,53 +55,117 @@ class Program(NamedTuple):
     """arms that ``segment`` takes: A, made divisible by the devices with idle copies"""
 
 
+class Stopped(Exception):
+    """A run that was asked to stop, and whose state is saved; the message is one line."""
+
+
 def train(
     programs: Sequence[Program],
-    folder: Path,
+    folder: Path | None,
     rounds: int,
     every: int,
     save_every: int,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Row]:
     """Runs all programs to their end, resuming from what ``folder`` holds.
 
     Args:
       programs: one after another.
-      folder: a run directory.
+      folder: a run directory; None on all processes but the first.
       rounds: rounds of each program.
       every: rounds between evaluations, the length of a segment.
       save_every: segments between checkpoints.
+      stop: asked before every segment; if it is True on one process, all stop before this segment.
 
     Returns:
-      All rows of ``metrics.jsonl``.
+      All rows of ``metrics.jsonl``; none where there is no folder.
 
     Raises:
+      Stopped: ``stop`` said so, and the state is saved.
       CheckpointError: what is there cannot be continued, or a checkpoint cannot be written.
+      ProcessesError: that happened to process 0, or the processes run different programs.
     """
-    metrics = Metrics(folder)
-    bar = tqdm(total=rounds * len(programs), unit="round", disable=None)
+    metrics = None if folder is None else Metrics(folder)
+    bar = tqdm(
+        total=rounds * len(programs), unit="round", disable=None if processes.is_first() else True
+    )
     try:
         for program in programs:
-            place = folder / "checkpoints" / program.name
-            with contextlib.closing(Checkpoints(place)) as checkpoints:
-                _train(program, checkpoints, metrics, bar, rounds, every, save_every)
+            with contextlib.closing(_Record(program, folder, metrics)) as record:
+                _train(program, record, bar, rounds, every, save_every, stop)
     finally:
         bar.close()
-        metrics.close()
-    return metrics.rows()
+        if metrics:
+            metrics.close()
+    return metrics.rows() if metrics else []
+
+
+class _Record:
+    """Rows and checkpoints of a program, which process 0 has. All processes call every method, so
+    that what fails there fails everywhere."""
+
+    def __init__(self, program: Program, folder: Path | None, metrics: Metrics | None) -> None:
+        self._program, self._metrics = program, metrics
+        self._checkpoints = (
+            None if folder is None else Checkpoints(folder / "checkpoints" / program.name)
+        )
+        self._leaves: Leaves = {}
+
+    def done(self, rounds: int) -> int:
+        """Rounds of the newest checkpoint, which is read; the rows beyond it are dropped."""
+
+        def read() -> int:
+            if not (self._checkpoints and self._metrics):
+                return 0
+            done, self._leaves = self._checkpoints.restore()
+            _check(self._program, done, rounds, self._metrics)
+            name = self._program.name
+            self._metrics.keep(lambda row: row["program"] != name or row["round"] <= done)
+            return done
+
+        return processes.gather(read)[0]
+
+    def resumed(self, arms: run.Arms) -> run.Arms:
+        """Arms with the state that was read."""
+        like = {"state": arms.state, "key": arms.key}
+        if self._checkpoints is None:
+            self._leaves = leaves_of(like)
+        processes.together(lambda: rebuild(self._leaves, like))  # before leaves are exchanged
+        saved = rebuild(processes.broadcast(self._leaves), like)
+        return arms._replace(state=saved["state"], key=saved["key"])
+
+    def write(self, rows: Sequence[Row]) -> None:
+        def write() -> None:
+            if self._metrics:
+                self._metrics.write(rows)
+
+        processes.together(write)
+
+    def save(self, done: int, arms: run.Arms) -> None:
+        real = len(self._program.labels)
+        state = run.head(mesh.to_host(arms.state), real)
+
+        def save() -> None:
+            if self._checkpoints:
+                self._checkpoints.save(done, {"state": state, "key": arms.key[:real]})
+
+        processes.together(save)
+
+    def close(self) -> None:
+        if self._checkpoints:
+            self._checkpoints.close()
 
 
 def _train(
     program: Program,
-    checkpoints: Checkpoints,
-    metrics: Metrics,
+    record: _Record,
     bar: tqdm,
     rounds: int,
     every: int,
     save_every: int,
+    stop: Callable[[], bool],
 ) -> None:
-    done, leaves = checkpoints.restore()
-    _check(program, done, rounds, metrics)
-    metrics.keep(lambda row: row["program"] != program.name or row["round"] <= done)
+    done = saved = record.done(rounds)
     bar.update(done)
     if done:
         log.info("%s: resuming after round %d", program.name, done)
@@ -102,21 +173,32 @@ def _train(
         return
     arms = program.start()
     if done:
-        saved = rebuild(leaves, {"state": arms.state, "key": arms.key})
-        arms = arms._replace(state=saved["state"], key=saved["key"])
+        arms = record.resumed(arms)
+    processes.require_same(lambda: {f"what {program.name} starts from": fingerprint(arms)})
     arms = run.pad(arms, program.padded)
-    segment = functools.cache(program.segment)
+
+    @functools.cache
+    def segment(length: int) -> mesh.Compiled:
+        compiled = program.segment(length)
+        processes.require_same(lambda: {f"{program.name} as compiled": _code(compiled, arms)})
+        return compiled
+
     segments, began, first = 0, time.monotonic(), done
     bar.set_description(f"{program.name} (compiling)")
     while done < rounds:
+        if any(processes.gather(stop)):
+            if saved < done:
+                record.save(done, arms)
+            raise Stopped(f"{program.name} was stopped after round {done} of {rounds}")
         length = min(every, rounds - done)
         state, infos, measured = segment(length)(arms)
         arms = arms._replace(state=state)
-        metrics.write(_rows(program, done, infos, measured))
+        infos, measured = mesh.to_host((infos, measured))
+        record.write(_rows(program, done, infos, measured))
         done, segments = done + length, segments + 1
         if segments % save_every == 0 or done == rounds:
-            real = len(program.labels)
-            checkpoints.save(done, {"state": run.head(state, real), "key": arms.key[:real]})
+            record.save(done, arms)
+            saved = done
         accuracy = float(np.mean(measured.accuracy[: len(program.labels)]))
         bar.set_description(program.name)
         bar.set_postfix(accuracy=f"{accuracy:.3f}")
@@ -126,6 +208,11 @@ def _train(
             "%s: round %d of %d, mean accuracy %.3f, %.0f s left in this program",
             *(program.name, done, rounds, accuracy, left),
         )
+
+
+def _code(compiled: mesh.Compiled, arms: run.Arms) -> str:
+    """SHA-256 of a program as it is given to the compiler."""
+    return hashlib.sha256(compiled.lower(arms).as_text().encode()).hexdigest()
 
 
 def _check(program: Program, done: int, rounds: int, metrics: Metrics) -> None:
@@ -146,7 +233,6 @@ def _check(program: Program, done: int, rounds: int, metrics: Metrics) -> None:
 
 def _rows(program: Program, done: int, infos: RoundInfo, measured: Any) -> list[Row]:
     """A row a round and arm; the test metrics stand in the last round's."""
-    infos, measured = jax.tree.map(np.asarray, (infos, measured))
     columns: dict[str, Any] = {**infos._asdict(), **infos.cost._asdict()}
     del columns["cost"]
     length = infos.train_loss.shape[1]

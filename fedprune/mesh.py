@@ -24,10 +24,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from fedprune import tree
+from fedprune import processes, tree
 from fedprune.types import PyTree, Total
 
 ARMS, CLIENTS = "arms", "clients"
@@ -89,14 +91,19 @@ def make(clients: int | None = None, arms: int = 1, **layout: Any) -> Layout:
       **layout: the other fields of ``Layout``.
 
     Raises:
-      ValueError: if there are fewer devices than asked for.
+      ValueError: if there are fewer devices than asked for, or none of a process's is among them.
     """
-    available = jax.device_count()
+    available = len(processes.devices())
     clients = max(1, available // arms) if clients is None else clients
     if min(arms, clients) < 1 or arms * clients > available:
         raise ValueError(f"arms={arms} x clients={clients} devices asked for, {available} exist")
     axes = (AxisType.Auto, AxisType.Auto)
-    devices = jax.devices()[: arms * clients]
+    devices = processes.devices()[: arms * clients]
+    if len({device.process_index for device in devices}) < processes.count():
+        raise ValueError(
+            f"arms={arms} x clients={clients} devices leave some of the {processes.count()}"
+            f" processes without one, {available} exist"
+        )
     return Layout(jax.make_mesh((arms, clients), (ARMS, CLIENTS), axes, devices=devices), **layout)
 
 
@@ -161,11 +168,48 @@ def placed(compiled: Any, layout: Layout, axes: tuple[Any, ...]) -> Compiled:
 
         return jax.tree.map(one, values)
 
-    def put(args: tuple[Any, ...]) -> tuple[Any, ...]:
-        there = jax.device_put(args, jax.tree.map(where, axes, args))
+    def put_all(args: tuple[Any, ...]) -> tuple[Any, ...]:
+        there = put(args, jax.tree.map(where, axes, args))
         return jax.block_until_ready(there) if _shares_threads(layout) else there
 
-    return Compiled(lambda *args: compiled(*put(args)), lambda *args: compiled.lower(*put(args)))
+    return Compiled(
+        lambda *args: compiled(*put_all(args)), lambda *args: compiled.lower(*put_all(args))
+    )
+
+
+def put(values: PyTree, where: PyTree) -> PyTree:
+    """``jax.device_put``, also onto devices of several processes, which all have equal values."""
+    if processes.count() == 1:
+        return jax.device_put(values, where)
+
+    def one(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            same = leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+            return leaf if same else jax.jit(_unchanged, out_shardings=sharding)(leaf)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = one(jax.random.key_data(leaf), sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        here = np.asarray(leaf)
+        return jax.make_array_from_callback(here.shape, sharding, lambda part: here[part])
+
+    if not isinstance(where, NamedSharding):
+        return jax.tree.map(one, values, where)
+    return jax.tree.map(lambda leaf: one(leaf, where), values)
+
+
+def _unchanged(value: jax.Array) -> jax.Array:
+    return value
+
+
+def to_host(values: PyTree) -> PyTree:
+    """NumPy arrays on every process, gathered one by one where the devices share them out."""
+
+    def one(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)
+
+    return jax.tree.map(one, values)
 
 
 class Compiled:

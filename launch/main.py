@@ -8,24 +8,38 @@ value is refused in one line, with exit status 2, before anything is written.
 Running the same command again resumes what was interrupted. ``--fresh`` starts over instead, and
 ``--resume_from`` starts a run from the checkpoints of another one.
 
+``--distributed`` runs it as one of several processes, which a cluster starts (Slurm, Open MPI,
+Cloud TPU, Kubernetes), or which ``--coordinator=HOST:PORT --processes=N --process=I`` describes.
+On SIGTERM a run finishes its segment of rounds, saves, and exits with status 42.
+
 With ``--profile``, one round of the first program is traced into the folder instead, and a table
 says which stage took how long.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import re
+import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
+from jax.errors import JaxRuntimeError
 from ml_collections import config_flags
 
-from fedprune import backend
+from fedprune import backend, processes
 from fedprune import config as cfg
+from launch import monitor
+
+if TYPE_CHECKING:
+    from fedprune import experiment
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="experiment file and variant: experiments/NAME.py:VARIANT"
@@ -40,6 +54,18 @@ FRESH = flags.DEFINE_bool(
 RESUME_FROM = flags.DEFINE_string(
     "resume_from", None, "start a new run from the newest checkpoints of this run directory"
 )
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "run as one of several processes")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0; by default the cluster says it"
+)
+PROCESSES = flags.DEFINE_integer("processes", None, "their number; by default the cluster says it")
+PROCESS = flags.DEFINE_integer("process", None, "which one this is; by default the cluster says it")
+INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
+    "initialization_timeout", 300, "seconds to wait for the other processes at the start"
+)
+HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
+    "heartbeat_timeout", 60, "seconds after which a process that is not heard of counts as lost"
+)
 HELP = flags.DEFINE_bool(
     "help_config", False, "print every field of --config, or of the common configuration"
 )
@@ -50,7 +76,11 @@ class UsageError(Exception):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns the exit status: 0; 2 for bad usage; 1 for unusable data or directories."""
+    """Returns the exit status.
+
+    0; 2 for bad usage; 1 for unusable data or directories, and for processes that do not fit each
+    other; 42 if the same command goes on: after SIGTERM, or when another process is lost.
+    """
     try:
         given = parse(argv)
         if HELP.value:
@@ -58,39 +88,149 @@ def main(argv: Sequence[str]) -> int:
             return 0
         config, workdir = _required(given)
         cfg.validate(config)
+        _check_processes(config)
     except (UsageError, cfg.ConfigError) as e:
         return _refuse(e, 2)
-    backend.configure(config.mesh.devices, cache=not PROFILE.value)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if not DISTRIBUTED.value:
+        return _run(config, workdir)
+    timeouts = INITIALIZATION_TIMEOUT.value, HEARTBEAT_TIMEOUT.value
+    if not monitor.is_worker():
+        return monitor.watch(argv, *timeouts)
+    monitor.stay_with_monitor()
+    try:
+        processes.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value, *timeouts)
+    except processes.ProcessesError as e:
+        return _refuse(e, 2)
+    status = 1
+    try:
+        status = _run(config, workdir)
+    except Exception as e:
+        if isinstance(e, JaxRuntimeError):  # if a process is lost, JAX ends this one in this time
+            time.sleep(HEARTBEAT_TIMEOUT.value + 5)
+        logging.exception("error: process %d failed", processes.index())
+    if processes.count() > 1:  # the others still work, and JAX would wait for them
+        monitor.leave(status)
+    return status
+
+
+def _run(config: cfg.Config, workdir: str) -> int:
+    """Runs the experiment on the devices of all processes; returns the exit status."""
+    if config.mesh.devices % processes.count():
+        return _refuse(
+            UsageError(
+                f"mesh.devices={config.mesh.devices}: must be a multiple of the"
+                f" {processes.count()} processes"
+            ),
+            2,
+        )
+    stop = threading.Event()
+    was = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    backend.configure(config.mesh.devices // processes.count(), cache=not PROFILE.value)
+    level = logging.INFO if processes.is_first() else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     for noisy in ("jax", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for raises in ("absl", "orbax"):  # Orbax logs with a traceback what it raises
         logging.getLogger(raises).setLevel(logging.CRITICAL)
 
-    from fedprune import checkpoint, data, experiment, writer
+    from fedprune import checkpoint, data, experiment, loop, writer
 
-    try:
-        module = importlib.import_module(config.experiment)
-        plan = experiment.plan(config, module.arms(config))
-        if PROFILE.value:
-            print(_profile(plan, Path(workdir)))
-            return 0
-        with writer.RunDirectory(
-            workdir,
-            cfg.to_json(config),
-            fresh=FRESH.value,
-            resume_from=RESUME_FROM.value,
-            free=cfg.FREE,
-        ) as directory:
+    with contextlib.ExitStack() as stack:
+
+        def open_directory() -> writer.RunDirectory | None:
+            if not processes.is_first():
+                return None
+            directory = writer.RunDirectory(
+                workdir,
+                cfg.to_json(config),
+                fresh=FRESH.value,
+                resume_from=RESUME_FROM.value,
+                free=cfg.FREE,
+            )
+            stack.enter_context(directory)
             directory.record(backend.environment())
-            rows = experiment.execute(plan, directory)
-            print(module.report(config, rows, directory.path))
-            print(f"Results in {directory.path}: report.md, summary.json, figures/, metrics.jsonl")
-    except (cfg.ConfigError, ValueError) as e:
-        return _refuse(e, 2)
-    except (data.DataError, writer.RunDirectoryError, checkpoint.CheckpointError) as e:
-        return _refuse(e, 1)
+            return directory
+
+        try:
+            module = importlib.import_module(config.experiment)
+            plan = processes.together(lambda: experiment.plan(config, module.arms(config)))
+            processes.require_same(lambda: _facts(plan))
+            if PROFILE.value:
+                print(_profile(plan, Path(workdir)))
+                return 0
+            directory = processes.together(open_directory)
+            rows = experiment.execute(plan, directory, stop.is_set)
+            processes.part()
+            signal.signal(signal.SIGTERM, was)
+            if directory:
+                print(module.report(config, rows, directory.path))
+                print(
+                    f"Results in {directory.path}: report.md, summary.json, figures/, metrics.jsonl"
+                )
+        except (cfg.ConfigError, ValueError) as e:
+            return _refuse(e, 2)
+        except (
+            data.DataError,
+            writer.RunDirectoryError,
+            checkpoint.CheckpointError,
+            processes.ProcessesError,
+        ) as e:
+            return _refuse(e, 1)
+        except loop.Stopped as e:
+            processes.part()
+            logging.warning("%s; the same command goes on", e)
+            return monitor.RETRY
     return 0
+
+
+def _check_processes(config: cfg.Config) -> None:
+    """Whether the flags on several processes fit each other.
+
+    Raises:
+      UsageError: they do not.
+    """
+    given = {"coordinator": COORDINATOR, "processes": PROCESSES, "process": PROCESS}
+    for name, flag in given.items():
+        if flag.value is not None and not DISTRIBUTED.value:
+            raise UsageError(f"--{name}={flag.value}: needs --distributed")
+    if COORDINATOR.value is not None:
+        missing = [name for name, flag in given.items() if flag.value is None]
+        if missing:
+            raise UsageError(f"--coordinator={COORDINATOR.value}: needs --{missing[0]}")
+    count, at = PROCESSES.value, PROCESS.value
+    if count is not None and count < 1:
+        raise UsageError(f"--processes={count}: must be at least 1")
+    if at is not None and not 0 <= at < (count or at + 1):
+        raise UsageError(f"--process={at}: must be from 0 to --processes less 1")
+    for name, timeout in (
+        ("initialization_timeout", INITIALIZATION_TIMEOUT.value),
+        ("heartbeat_timeout", HEARTBEAT_TIMEOUT.value),
+    ):
+        if timeout < 1:
+            raise UsageError(f"--{name}={timeout}: must be at least 1 second")
+    if DISTRIBUTED.value and PROFILE.value:
+        raise UsageError("--profile: traces one process, without --distributed")
+
+
+def _facts(plan: experiment.Plan) -> dict[str, Any]:
+    """In what all processes must agree, by name."""
+    import jax
+
+    from fedprune import checkpoint
+
+    about = backend.environment()
+    arrays = [value for value in plan.dataset if hasattr(value, "dtype")]
+    return {
+        **{path: value for path, _, value in cfg.fields(plan.config)},
+        **{f"arms of {program.name}": list(program.labels) for program in plan.programs},
+        "processes": about["processes"],
+        "source": about["source"],
+        **about["packages"],
+        "devices of a process": jax.local_device_count(),
+        # Every process computes what all of them share; it must come to the same bits.
+        "processor": about["processor"] if jax.default_backend() == "cpu" else "",
+        f"data {plan.dataset.name}": checkpoint.fingerprint(arrays),
+    }
 
 
 def parse(argv: Sequence[str]) -> cfg.Config | None:

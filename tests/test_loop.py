@@ -130,6 +130,17 @@ def test_stopped_anywhere(unbroken, tmp_path, monkeypatch, where, after):
     assert stops >= (1 if where == "restore" else 2)
 
 
+def test_asked_to_stop(unbroken, tmp_path):
+    """The state is saved after the round in which that was, and the next start goes on there."""
+    answers = iter([False, False, False, True])
+    with pytest.raises(loop.Stopped, match="program0 was stopped after round 6 of 12"):
+        loop.train([program()], tmp_path, 12, 2, 2, lambda: next(answers))
+    assert {p.name for p in (tmp_path / "checkpoints" / "program0").iterdir()} == {"4", "6"}
+    with pytest.raises(loop.Stopped, match="after round 6"):
+        loop.train([program()], tmp_path, 12, 2, 2, lambda: True)
+    assert train(tmp_path) == (unbroken / "metrics.jsonl").read_text()
+
+
 def test_damage_costs_rounds_and_changes_nothing(unbroken, tmp_path, caplog):
     folder = tmp_path / "run"
     shutil.copytree(unbroken, folder)

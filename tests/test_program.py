@@ -42,6 +42,20 @@ def test_results_are_arguments_again_without_compiling(devices, dataset):
     assert int(state.round[0]) == 3
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_nothing_moves_between_host_and_device_by_itself(devices, dataset):
+    """After the first call, with fresh arguments and with a call's own results."""
+    program, (arms, train, test) = small(dataset, 4, fp.mesh.make(clients=devices))
+    state = program(arms, train, test)[0]
+    with jax.transfer_guard("disallow"):
+        for _ in range(2):
+            state, infos, _ = program(arms._replace(state=state), train, test)
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+            jax.jit(lambda x: x + 1)(np.ones(3))  # the guard sees transfers
+    assert int(state.round[0]) == 3
+    assert np.isfinite(infos.train_loss).all()
+
+
 def test_state_given_away(dataset):
     """The same bits, and the old state is gone while keys and tables stay."""
     layout = fp.mesh.make(clients=2)
