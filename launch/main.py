@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         config, workdir = _required(given)
         cfg.validate(config)
     except (UsageError, cfg.ConfigError) as e:
-        return _refuse(e, 2)
+        return refuse(e, 2)
     backend.configure(config.mesh.devices, cache=not PROFILE.value)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("jax", "matplotlib"):
@@ -87,9 +87,9 @@ def main(argv: Sequence[str]) -> int:
             print(module.report(config, rows, directory.path))
             print(f"Results in {directory.path}: report.md, summary.json, figures/, metrics.jsonl")
     except (cfg.ConfigError, ValueError) as e:
-        return _refuse(e, 2)
+        return refuse(e, 2)
     except (data.DataError, writer.RunDirectoryError, checkpoint.CheckpointError) as e:
-        return _refuse(e, 1)
+        return refuse(e, 1)
     return 0
 
 
@@ -181,7 +181,8 @@ def _profile(plan, folder: Path) -> str:
     return f"{title}\n\n{table}\n\nTrace for TensorBoard or Perfetto in {folder}"
 
 
-def _refuse(error: Exception, status: int) -> int:
+def refuse(error: Exception, status: int) -> int:
+    """Says in one line what is wrong; returns the exit status."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return status
 
