@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -61,8 +62,7 @@ def parse(text: str, config: cfg.Config) -> Grid:
         if len(set(values)) < len(values):
             raise cfg.ConfigError(f"--grid: {part}: a value is there twice")
         grid[path] = tuple(values)
-    count = len(trials(grid))
-    if not grid or count > LARGEST:
+    if not grid or math.prod(map(len, grid.values())) > LARGEST:
         raise cfg.ConfigError(f"--grid={text!r}: must have 1 to {LARGEST} trials")
     return grid
 
@@ -73,7 +73,9 @@ def _path(word: str, known: Mapping[str, Any]) -> str:
         path for path in known if path.endswith(f".{word}")
     ]
     if not found:
-        raise cfg.ConfigError(f"{word}: there is no such field{cfg.suggestion(word, known)}")
+        ends = [path.rpartition(".")[2] for path in known]
+        close = cfg.suggestion(word, known) or cfg.suggestion(word, ends)
+        raise cfg.ConfigError(f"{word}: there is no such field{close}")
     if len(found) > 1:
         raise cfg.ConfigError(f"{word}: is ambiguous, must be one of {', '.join(found)}")
     if found[0] in ("experiment", "variant"):

@@ -142,7 +142,7 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
     changes = [a for a in argv if a.startswith("--config.")]
     if changes and given == "--config":
         return "--config is missing: give --config=experiments/NAME.py:VARIANT"
-    known = {path: field for path, field, _ in cfg.fields(_config(given))} if changes else {}
+    known = {path: field for path, field, _ in cfg.fields(named(given))} if changes else {}
     for change in changes:
         path, _, value = change.removeprefix("--config.").partition("=")
         if path not in known:
@@ -152,7 +152,7 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
     return " ".join(text.split()) or repr(error)
 
 
-def _config(given: str) -> cfg.Config:
+def named(given: str) -> cfg.Config:
     """What ``--config=FILE:VARIANT`` names; the common fields if the file is no module of ours."""
     file, _, variant = given.removeprefix("--config=").partition(":")
     try:

@@ -23,9 +23,11 @@ If ``run.seed`` is swept, every trial has one seed.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import logging
+import operator
 import os
 import shlex
 import signal
@@ -107,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
             if GRID.value is not None:
                 raise launcher.UsageError("--config is missing: give it together with --grid")
             sweep = trials.read(folder)
-            config = launcher.parse([argv[0], *sweep.arguments])
+            config = _recorded(sweep)
         else:
             sweep, config = _asked(folder, given, argv)
         module = importlib.import_module(config.experiment)
@@ -161,6 +163,17 @@ def _asked(folder: Path, config: cfg.Config, argv: Sequence[str]) -> tuple[Sweep
     elif folder.exists() and {p.name for p in folder.iterdir()} - {writer.LOCK}:
         raise writer.RunDirectoryError(f"workdir={folder}: is neither empty nor a sweep")
     return sweep, config
+
+
+def _recorded(sweep: Sweep) -> cfg.Config:
+    """The common configuration of a sweep that was read from its folder."""
+    (given,) = (a for a in sweep.arguments if a.startswith("--config="))
+    config = launcher.named(given)
+    values = {}
+    for path, _, _ in cfg.fields(config):
+        value = functools.reduce(operator.getitem, path.split("."), sweep.config)
+        values[path] = tuple(value) if isinstance(value, list) else value
+    return cfg.override(config, values)
 
 
 def _same_or_larger(old: Sweep, new: Sweep) -> None:

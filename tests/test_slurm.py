@@ -21,7 +21,7 @@ SMALL = [
     "--config.mesh.devices=1",
     f"--config.run.rounds={ROUNDS}",
 ]
-JOBS = ["--on=slurm", "--time=10", "--cpus=1"]
+JOBS = ["--on=slurm", "--cpus=1"]
 
 pytestmark = [
     pytest.mark.slow,
@@ -60,7 +60,7 @@ def ending(process: subprocess.Popen):
         process.communicate()
 
 
-def until(ready, process: subprocess.Popen, seconds: float = 300) -> None:
+def until(ready, process: subprocess.Popen, seconds: float = 1200) -> None:
     end = time.monotonic() + seconds
     while not ready():
         assert process.poll() is None, process.communicate()
@@ -111,7 +111,7 @@ def test_an_array_with_a_killed_trial(cluster, tmp_path):
     with ending(start(cluster, *asked)) as process:
         until(lambda: rounds(first) > 2, process)
         os.kill(process_of(first), signal.SIGKILL)
-        out, error = process.communicate(timeout=300)
+        out, error = process.communicate(timeout=1200)
     assert process.returncode == 1, error
     assert "Slurm: 4 jobs submitted" in out
     (line,) = [line.strip() for line in error.splitlines() if "killed by" in line]
@@ -121,7 +121,7 @@ def test_an_array_with_a_killed_trial(cluster, tmp_path):
     assert submitted.read_text() == script.removesuffix("\n")
 
     with ending(start(cluster, *asked)) as process:
-        out, error = process.communicate(timeout=300)
+        out, error = process.communicate(timeout=1200)
     assert process.returncode == 0, error
     assert "3 of 4 trials were finished before" in out
     assert "Slurm: 1 jobs submitted" in out
@@ -151,7 +151,7 @@ def test_a_preempted_trial_resumes(cluster, tmp_path):
         before = rounds(trial)
         assert 0 < before < ROUNDS
         start_now(cluster)
-        out, error = process.communicate(timeout=300)
+        out, error = process.communicate(timeout=1200)
     assert process.returncode == 0, error
     assert "1 of 1 trials" in out
     assert starts(trial) == 2
@@ -178,7 +178,7 @@ def test_a_trial_that_asks_for_it_is_requeued(cluster, tmp_path):
         until(lambda: "BeginTime" in said(cluster, "squeue", "--format=%r"), process)
         assert not (folder / "trials" / "run.seed=3").exists()
         start_now(cluster)
-        error = process.communicate(timeout=300)[1]
+        error = process.communicate(timeout=1200)[1]
     assert process.returncode == 0, error
     log = (folder / "logs" / "run.seed=3.log").read_text()
     assert len(re.findall(r"^\$ .* -m launch.main", log, re.M)) == 2
