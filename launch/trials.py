@@ -26,6 +26,8 @@ from launch.grid import Grid, Trial
 
 ROOT = Path(__file__).resolve().parents[1]
 """the checkout, from which experiments are launched"""
+PROMPT = "$ "
+"""before the command, in a log"""
 AGAIN = 42
 """exit status of a run that was asked to stop and can be continued"""
 
@@ -119,7 +121,7 @@ def run(
     record(sweep, trial, None)
     command = sweep.command(trial)
     with log.open("ab") as file:
-        file.write(f"$ {shlex.join(command)}\n".encode())
+        file.write(f"{PROMPT}{shlex.join(command)}\n".encode())
         file.flush()
         # In a session of its own, so that only we pass on an interrupt from the terminal.
         process = subprocess.Popen(
@@ -193,5 +195,5 @@ def fault(sweep: Sweep, trial: Trial) -> str:
             what = f"killed by {signal.Signals(-status).name}"
     log = sweep.log(trial)
     lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-    said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
-    return f"{trial.name}: {what}; {log} ends with: {said}"
+    said = [line.strip() for line in lines if line.strip() and not line.startswith(PROMPT)]
+    return f"{trial.name}: {what}; {log} ends with: {said[-1] if said else 'nothing'}"

@@ -214,7 +214,9 @@ def standing(tmp_path, monkeypatch):
     arguments = ("--config=experiments/single.py:tiny", "--config.run.seeds=1")
     made = trials.Sweep(tmp_path / "s", arguments, plain(CONFIG), {"run.seed": tuple(range(5))})
     real = trials.Sweep.command
-    stand_in = lambda self, trial: [sys.executable, "-c", STAND_IN, *real(self, trial)[3:]]
+    file = tmp_path / "stand_in.py"
+    file.write_text(STAND_IN)
+    stand_in = lambda self, trial: [sys.executable, str(file), *real(self, trial)[3:]]
     monkeypatch.setattr(trials.Sweep, "command", stand_in)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     trials.write(made)
@@ -240,7 +242,7 @@ def test_a_rerun_does_only_what_is_missing(standing, capsys):
     assert [trial.values["run.seed"] for trial in left] == [1, 2, 3]
     log = lambda trial: f"{standing.folder}/logs/{trial.name}.log ends with: "
     faults = [trials.fault(standing, trial) for trial in left]
-    assert faults[0].startswith(f"run.seed=1: killed by SIGKILL; {log(left[0])}$ ")
+    assert faults[0] == f"run.seed=1: killed by SIGKILL; {log(left[0])}nothing"
     assert faults[1] == f"run.seed=2: exit status 1; {log(left[1])}the last line"
     assert faults[2].startswith(f"run.seed=3: was stopped before its end; {log(left[2])}")
     assert re.search(r"^\[\d/5\] run.seed=4: finished, round 8, accuracy 0.400, \d+ s$", said, re.M)
