@@ -270,6 +270,8 @@ def line_figure(
 ) -> None:
     """Means with 95 % intervals over seeds against a number.
 
+    The lines are drawn a little beside each other, so that their intervals can be told apart.
+
     Args:
       path: without suffix; a PNG and an SVG are written.
       x: of the points.
@@ -280,9 +282,12 @@ def line_figure(
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(4.2, 3.5), layout="constrained")
         colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, len(lines)))
-        for (label, values), colour in zip(lines.items(), colours, strict=True):
+        shifts = 0.012 * np.ptp(x) * (np.arange(len(lines)) - (len(lines) - 1) / 2)
+        for (label, values), colour, shift in zip(lines.items(), colours, shifts, strict=True):
             mean, half = np.array([interval(v) for v in values]).T
-            axes.errorbar(x, mean, half, color=colour, label=label, marker="o", ms=3, capsize=2)
+            axes.errorbar(
+                np.add(x, shift), mean, half, color=colour, label=label, marker="o", ms=3, capsize=2
+            )
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.grid(alpha=0.25, lw=0.6)
         figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8)
