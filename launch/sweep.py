@@ -160,7 +160,9 @@ def _asked(folder: Path, config: cfg.Config, argv: Sequence[str]) -> tuple[Sweep
     sweep = Sweep(folder, tuple(arguments), cfg.to_json(config), grid)
     if (folder / "sweep.json").exists():
         _same_or_larger(trials.read(folder), sweep)
-    elif folder.exists() and {p.name for p in folder.iterdir()} - {writer.LOCK}:
+    elif folder.exists() and (
+        not folder.is_dir() or {p.name for p in folder.iterdir()} - {writer.LOCK}
+    ):
         raise writer.RunDirectoryError(f"workdir={folder}: is neither empty nor a sweep")
     return sweep, config
 

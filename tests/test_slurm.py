@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import os
 import re
@@ -117,7 +118,7 @@ def test_an_array_with_a_killed_trial(cluster, tmp_path):
     (line,) = [line.strip() for line in error.splitlines() if "killed by" in line]
     assert line.startswith(f"{names[0]}: killed by SIGKILL; {folder}/logs/{names[0]}.log ends with")
     assert "3 of 4 trials" in out
-    (submitted,) = (folder / "slurm").glob("submission_file_*.sh")
+    (submitted,) = (folder / "slurm").glob("*_submission.sh")
     assert submitted.read_text() == script.removesuffix("\n")
 
     with ending(start(cluster, *asked)) as process:
@@ -126,7 +127,7 @@ def test_an_array_with_a_killed_trial(cluster, tmp_path):
     assert "3 of 4 trials were finished before" in out
     assert "Slurm: 1 jobs submitted" in out
     assert [starts(trial) for trial in (first, *others)] == [2, 1, 1, 1]
-    rows = list(csv.DictReader((folder / "results.csv").open()))
+    rows = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text())))
     assert len(rows) == 4 * ROUNDS
     assert {row["trial"] for row in rows} == set(names)
     assert (folder / "figures" / "accuracy.png").exists()
