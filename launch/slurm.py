@@ -137,7 +137,7 @@ def script(sweep: Sweep, todo: Sequence[Trial], options: Options) -> str:
     folder = _place(sweep)
     python = sweep.command(todo[0])[0]
     command = f"{shlex.quote(python)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    count = {"map_count": min(len(todo), LONGEST_ARRAY)} if len(todo) > 1 else {}
+    count: dict[str, Any] = {"map_count": min(len(todo), LONGEST_ARRAY)} if len(todo) > 1 else {}
     return _make_sbatch_string(command, folder, **_parameters(sweep, options), **count)
 
 

@@ -39,7 +39,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from absl import flags
 
@@ -248,7 +248,8 @@ def _slurm_options() -> slurm.Options:
 
 def _cloud_options() -> cloud.Options:
     names = [name for name in cloud.Options._fields if name in flags.FLAGS]
-    return cloud.Options(**{n: flags.FLAGS[n].value for n in names}, restarts=RESTARTS.value)
+    values: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
+    return cloud.Options(**values, restarts=RESTARTS.value)
 
 
 def _unfinished(sweep: Sweep) -> list[Trial]:
@@ -406,9 +407,10 @@ def _slurm(sweep: Sweep, todo: Sequence[Trial], options: slurm.Options) -> bool:
             queued = slurm.queued()
             waiting = [t for t in todo if trials.state(sweep, t).word in ("waiting", "running")]
             table.show()
-            # Gone twice in a row: the notes of a job that has just ended may be late.
-            for trial in waiting if queued is not None else ():
-                absent[trial.name] = 0 if ids[trial.name] in queued else absent[trial.name] + 1
+            if queued is not None:
+                for name in (trial.name for trial in waiting):
+                    absent[name] = 0 if ids[name] in queued else absent[name] + 1
+            # Gone three times in a row: the notes of a job that has just ended may be late.
             if all(absent[trial.name] >= 3 for trial in waiting):
                 return True
             time.sleep(1)
