@@ -214,7 +214,7 @@ def _check_place(sweep: Sweep, config: cfg.Config) -> None:
             importlib.import_module("submitit")
         except ImportError:
             raise launcher.UsageError(
-                "--on=slurm: needs submitit: pip install 'fedprune[slurm]'"
+                "--on=slurm: needs submitit: pip install -e '.[slurm]'"
             ) from None
         if not DRY_RUN.value:
             try:

@@ -406,7 +406,7 @@ def test_one_tidy_table(tmp_path):
 def test_without_pyarrow_there_is_still_the_csv(tmp_path, monkeypatch):
     made = filled(tmp_path / "s", "uplink.link=ideal,over_the_air seed=0:2")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert "results.csv (no results.parquet: pip install 'fedprune[sweep]')" in collect.collect(
+    assert "results.csv (no results.parquet: pip install -e '.[sweep]')" in collect.collect(
         made, CONFIG
     )
     assert not (made.folder / "results.parquet").exists()
