@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import inspect
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -417,7 +417,8 @@ class Run:
         "the global model on all test examples, or every client's model on its own",
         choices=("pooled", "clients"),
     )
-    seeds: int = spec(3, "repetitions with seeds 0, 1, ...", low=1, high=10_000)
+    seed: int = spec(0, "first seed", low=0, high=1_000_000_000, traced=True)
+    seeds: int = spec(3, "repetitions, with seeds run.seed, run.seed + 1, ...", low=1, high=10_000)
 
 
 @dataclass
@@ -501,6 +502,25 @@ FREE = (
 )
 
 
+# What all arms of an experiment share: they are of its data and of its loop over rounds.
+WHOLE = frozenset(
+    (
+        *("data.name", "data.dir", "data.download", "data.examples", "mesh.devices"),
+        *("run.rounds", "run.every", "run.save_every"),
+    )
+)
+
+
+def program_groups(config: Config, arms: Sequence[Arm]) -> dict[tuple, list[Arm]]:
+    """Arms by the fields in which they differ and which shape a program: (path, value) pairs."""
+    traced = traced_paths(config)
+    groups: dict[tuple, list[Arm]] = {}
+    for arm in arms:
+        static = tuple(sorted((k, v) for k, v in arm.overrides.items() if k not in traced))
+        groups.setdefault(static, []).append(arm)
+    return groups
+
+
 # In words -----
 
 
@@ -574,6 +594,28 @@ def validate(config: Config) -> None:
             close = "".join(_suggestions(f, value))
             raise ConfigError(f"{path}={value!r}: must be {describe(f)}{close}")
     _validate_together(config)
+
+
+def validate_arms(config: Config, arms: Sequence[Arm]) -> None:
+    """Checks a configuration by itself, then with each of its arms.
+
+    Raises:
+      ConfigError: the first fault.
+    """
+    validate(config)
+    if not arms and config.run.seed:
+        raise ConfigError(
+            f"run.seed={config.run.seed}: must be 0 for {config.experiment}, which has no arms"
+        )
+    if len({arm.name for arm in arms}) < len(arms):
+        raise ConfigError(f"arms: names repeat: {[arm.name for arm in arms]}")
+    for arm in arms:
+        try:
+            for path in arm.overrides.keys() & WHOLE:
+                raise ConfigError(f"{path}: must be the same for all arms")
+            validate(override(config, arm.overrides))
+        except ConfigError as e:
+            raise ConfigError(f"{e} (arm {arm.name})") from e
 
 
 def _suggestions(f: dataclasses.Field, value: Any) -> list[str]:

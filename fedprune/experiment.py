@@ -1,7 +1,7 @@
 """From a configuration and its arms to rows of results: what every experiment file calls.
 
 Arms that differ only in traced fields share one compiled program; the others get programs of their
-own. Every arm runs with seeds 0, 1, ...; a seed decides the partition of the data, the initial
+own. Every arm runs with several seeds; a seed decides the partition of the data, the initial
 weights, batches, cohorts and noise, so arms of equal seed are paired.
 """
 
@@ -40,24 +40,13 @@ def plan(config: cfg.Config, arms: Sequence[cfg.Arm]) -> Plan:
       ConfigError: a value, or an arm's value, that is not allowed.
       DataError: a dataset that is missing or damaged.
     """
-    cfg.validate(config)
-    if len({arm.name for arm in arms}) < len(arms):
-        raise cfg.ConfigError(f"arms: names repeat: {[arm.name for arm in arms]}")
-    for arm in arms:
-        try:
-            cfg.validate(cfg.override(config, arm.overrides))
-        except cfg.ConfigError as e:
-            raise cfg.ConfigError(f"{e} (arm {arm.name})") from e
+    cfg.validate_arms(config, arms)
     dataset = data.load(
         config.data.name, config.data.dir or None, download=config.data.download == "yes"
     )
     if config.data.examples:
         dataset = data.first(dataset, config.data.examples)
-    groups: dict[tuple, list[cfg.Arm]] = {}
-    traced = cfg.traced_paths(config)
-    for arm in arms:
-        static = tuple(sorted((k, v) for k, v in arm.overrides.items() if k not in traced))
-        groups.setdefault(static, []).append(arm)
+    groups = cfg.program_groups(config, arms)
     configs = [cfg.override(config, dict(static)) for static in groups]
     for wanted in {dataclasses.astuple(c.data): c.data for c in configs}.values():
         partition = build.partitioner(wanted, dataset)(dataset.y_train, dataset.y_test, 0)
@@ -91,7 +80,10 @@ def execute(
 def _program(
     name: str, config: cfg.Config, arms: Sequence[cfg.Arm], dataset: data.Dataset
 ) -> loop.Program:
-    labels = [loop.Label(arm.name, seed) for arm in arms for seed in range(config.run.seeds)]
+    first = {arm.name: arm.overrides.get("run.seed", config.run.seed) for arm in arms}
+    labels = [
+        loop.Label(arm.name, first[arm.name] + i) for arm in arms for i in range(config.run.seeds)
+    ]
     network = build.model(config, dataset)
     layout = build.layout(config.mesh, len(labels))
     hyper, by_client = _hyper(config, arms), config.run.test == "clients"
@@ -102,7 +94,10 @@ def _program(
     @functools.cache
     def federation() -> data.Federation:
         split = build.partitioner(config.data, dataset)
-        by_seed = [split(dataset.y_train, dataset.y_test, s) for s in range(config.run.seeds)]
+        by_seed = {
+            seed: split(dataset.y_train, dataset.y_test, seed)
+            for seed in sorted({label.seed for label in labels})
+        }
         return data.federate(dataset, [by_seed[label.seed] for label in labels])
 
     def start() -> run.Arms:
@@ -141,6 +136,7 @@ def _hyper(config: cfg.Config, arms: Sequence[cfg.Arm]) -> dict[str, jax.Array]:
     traced = cfg.traced_paths(config)
     types = {path: f.type for path, f, _ in cfg.fields(config)}
     differing = sorted({path for arm in arms for path in arm.overrides if path in traced})
+    differing = [path for path in differing if path != "run.seed"]  # it is in the arms' keys
     defaults = {path: value for path, _, value in cfg.fields(config)}
     columns = {
         path: [

@@ -271,6 +271,8 @@ def line_figure(
 ) -> None:
     """Means with 95 % intervals over seeds against a number.
 
+    The lines are drawn a little beside each other, so that their intervals can be told apart.
+
     Args:
       path: without suffix; a PNG and an SVG are written.
       x: of the points.
@@ -281,10 +283,11 @@ def line_figure(
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(4.2, 3.5), layout="constrained")
         colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, len(lines)))
+        shifts = 0.012 * np.ptp(x) * (np.arange(len(lines)) - (len(lines) - 1) / 2)
         for i, (label, values) in enumerate(lines.items()):
             mean, half = np.array([interval(v) for v in values]).T
             line: Any = {"color": colours[i], "marker": "osD^v*"[i % 6], "label": label}
-            axes.errorbar(x, mean, half, ms=4, capsize=2, **line)
+            axes.errorbar(np.add(x, shifts[i]), mean, half, ms=4, capsize=2, **line)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.grid(alpha=0.25, lw=0.6)
         figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8)

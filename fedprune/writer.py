@@ -77,7 +77,7 @@ class RunDirectory:
             if source is not None and not begun:
                 stack.enter_context(_open_source(source, self.path, config, free))
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked((self.path / LOCK).open("w"), f"workdir={self.path}")
+            self._lock = locked((self.path / LOCK).open("w"), f"workdir={self.path}")
             if not begun:
                 try:
                     self._begin(config, source)
@@ -89,7 +89,7 @@ class RunDirectory:
         """Adds this start to ``run.json``, and logs in what it differs from the one before."""
         run = _read_json(self.path / "run.json")
         for last in run["starts"][-1:]:
-            for _, text in _differences({**last, "at": None}, {**environment, "at": None}):
+            for _, text in differences({**last, "at": None}, {**environment, "at": None}):
                 log.warning("resuming elsewhere: %s; numbers may differ in their last bits", text)
         run["starts"].append(
             {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **environment}
@@ -97,7 +97,7 @@ class RunDirectory:
         write_json(self.path / "run.json", run)
 
     def _check_own(self, config: dict[str, Any], source: Path | None) -> None:
-        for _, text in _differences(_read_json(self.path / "config.json"), config):
+        for _, text in differences(_read_json(self.path / "config.json"), config):
             raise RunDirectoryError(
                 f"workdir={self.path}: belongs to another configuration ({text}); take a new"
                 " directory, run with the old configuration to resume, or start over with --fresh"
@@ -230,7 +230,12 @@ def _foreign(path: Path) -> bool:
     return path.exists() and any(path.iterdir()) and not (path / LOCK).exists()
 
 
-def _locked(file: IO[str], owner: str) -> IO[str]:
+def locked(file: IO[str], owner: str) -> IO[str]:
+    """A file of which this process has the lock for as long as it is open.
+
+    Raises:
+      RunDirectoryError: another process has it.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
@@ -247,18 +252,18 @@ def _open_source(source: Path, path: Path, config: dict[str, Any], free: Sequenc
             raise RunDirectoryError(f"{given}: is not a run directory with checkpoints (no {name})")
     if source.resolve() == path.resolve():
         raise RunDirectoryError(f"{given}: must be another directory than workdir={path}")
-    for name, text in _differences(_read_json(source / "config.json"), config):
+    for name, text in differences(_read_json(source / "config.json"), config):
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in free):
             raise RunDirectoryError(
                 f"{given}: {text}, but only these may differ: {', '.join(free)}"
             )
-    return _locked((source / LOCK).open(), given)
+    return locked((source / LOCK).open(), given)
 
 
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """(path, the same in words) of every value that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
-            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     elif old != new:
         yield path, f"{path} was {old!r}, is {new!r}"

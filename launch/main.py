@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
         cfg.validate(config)
         _check_processes(config)
     except (UsageError, cfg.ConfigError) as e:
-        return _refuse(e, 2)
+        return refuse(e, 2)
     if not DISTRIBUTED.value:
         return _run(config, workdir)
     timeouts = INITIALIZATION_TIMEOUT.value, HEARTBEAT_TIMEOUT.value
@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         processes.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value, *timeouts)
     except processes.ProcessesError as e:
-        return _refuse(e, 2)
+        return refuse(e, 2)
     status = 1
     try:
         status = _run(config, workdir)
@@ -116,7 +116,7 @@ def main(argv: Sequence[str]) -> int:
 def _run(config: cfg.Config, workdir: str) -> int:
     """Runs the experiment on the devices of all processes; returns the exit status."""
     if config.mesh.devices % processes.count():
-        return _refuse(
+        return refuse(
             UsageError(
                 f"mesh.devices={config.mesh.devices}: must be a multiple of the"
                 f" {processes.count()} processes"
@@ -168,14 +168,14 @@ def _run(config: cfg.Config, workdir: str) -> int:
                     f"Results in {directory.path}: report.md, summary.json, figures/, metrics.jsonl"
                 )
         except (cfg.ConfigError, ValueError) as e:
-            return _refuse(e, 2)
+            return refuse(e, 2)
         except (
             data.DataError,
             writer.RunDirectoryError,
             checkpoint.CheckpointError,
             processes.ProcessesError,
         ) as e:
-            return _refuse(e, 1)
+            return refuse(e, 1)
         except loop.Stopped as e:
             processes.part()
             logging.warning("%s; the same command goes on", e)
@@ -282,7 +282,7 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
     changes = [a for a in argv if a.startswith("--config.")]
     if changes and given == "--config":
         return "--config is missing: give --config=experiments/NAME.py:VARIANT"
-    known = {path: field for path, field, _ in cfg.fields(_config(given))} if changes else {}
+    known = {path: field for path, field, _ in cfg.fields(named(given))} if changes else {}
     for change in changes:
         path, _, value = change.removeprefix("--config.").partition("=")
         if path not in known:
@@ -292,7 +292,7 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
     return " ".join(text.split()) or repr(error)
 
 
-def _config(given: str) -> cfg.Config:
+def named(given: str) -> cfg.Config:
     """What ``--config=FILE:VARIANT`` names; the common fields if the file is no module of ours."""
     file, _, variant = given.removeprefix("--config=").partition(":")
     try:
@@ -321,7 +321,8 @@ def _profile(plan, folder: Path) -> str:
     return f"{title}\n\n{table}\n\nTrace for TensorBoard or Perfetto in {folder}"
 
 
-def _refuse(error: Exception, status: int) -> int:
+def refuse(error: Exception, status: int) -> int:
+    """Says in one line what is wrong; returns the exit status."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return status
 

@@ -18,6 +18,7 @@ from experiments import (
     ota_pruning,
     ota_uplinks,
     personalization,
+    single,
 )
 from fedprune import build, data, link
 from fedprune import config as cfg
@@ -235,6 +236,7 @@ VARIANTS = [
     (latency_tables, ["all"]),
     (personalization, ["fast", "dirichlet", "full", "paper"]),
     (bearing_personal, ["fast"]),
+    (single, ["fast", "tiny"]),
 ]
 
 

@@ -1,0 +1,107 @@
+"""Command lines that start a trial on Cloud TPUs: a workload of GKE, a managed instance group of
+Compute Engine (TPU7x and newer), or a queued resource (v6e and older).
+
+The machines need a checkout with its environment, and the sweep's folder at the same path, for
+example on Filestore. Every trial gets a machine, or slice, of one host. Names are made from the
+trials, so that a cloud refuses to start one twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+import shutil
+from typing import NamedTuple
+
+from launch.grid import Trial
+from launch.trials import AGAIN, Sweep
+
+TOOLS = {"gke": "xpk", "gce": "gcloud", "queued_resources": "gcloud"}
+"""place -> the program that starts machines there"""
+NEEDED = {
+    "gke": ("project", "zone", "cluster", "tpu_type", "docker_image"),
+    "gce": ("project", "zone", "machine_type", "image_family", "image_project"),
+    "queued_resources": ("project", "zone", "tpu_type", "runtime_version"),
+}
+
+
+class Options(NamedTuple):
+    """Where and on what; which of them a place needs is in ``NEEDED``."""
+
+    project: str | None = None
+    zone: str | None = None
+    cluster: str | None = None
+    tpu_type: str | None = None
+    """as v5litepod-8"""
+    docker_image: str | None = None
+    machine_type: str | None = None
+    """as tpu7x-standard-4t"""
+    image_family: str | None = None
+    image_project: str | None = None
+    runtime_version: str | None = None
+    """as v2-alpha-tpuv6e"""
+    checkout: str = "/fedprune"
+    """on the machines"""
+    python: str = "python"
+    """on the machines"""
+    spot: bool = False
+    restarts: int = 100
+
+
+def missing(place: str, options: Options) -> list[str]:
+    """The options that a place needs and that are not given."""
+    return [name for name in NEEDED[place] if not getattr(options, name)]
+
+
+def tool_missing(place: str) -> bool:
+    return shutil.which(TOOLS[place]) is None
+
+
+def commands(place: str, sweep: Sweep, trial: Trial, options: Options) -> list[list[str]]:
+    """What starts a trial, one command after another."""
+    name = _name(sweep, trial)
+    project, zone = f"--project={options.project}", f"--zone={options.zone}"
+    sweep_command = [options.python, "-m", "launch.sweep"]
+    own = shlex.join([*sweep_command, f"--workdir={sweep.folder}", f"--trial={trial.name}"])
+    enter = f"cd {shlex.quote(options.checkout)}"
+    if place == "gke":
+        command = ["xpk", "workload", "create", f"--workload={name}", project, zone]
+        command += [f"--cluster={options.cluster}", f"--tpu-type={options.tpu_type}"]
+        command += ["--num-slices=1", f"--docker-image={options.docker_image}"]
+        command += [f"--restart-on-exit-codes={AGAIN}", f"--max-restarts={options.restarts}"]
+        return [[*command, *["--spot"] * options.spot, f"--command={enter} && exec {own}"]]
+    if place == "gce":
+        group = ["gcloud", "compute", "instance-groups", "managed"]
+        template = ["gcloud", "compute", "instance-templates", "create", name, project]
+        template += [f"--machine-type={options.machine_type}", "--maintenance-policy=TERMINATE"]
+        template += [f"--image-family={options.image_family}"]
+        template += [f"--image-project={options.image_project}", "--scopes=cloud-platform"]
+        if options.spot:
+            template += ["--provisioning-model=SPOT", "--instance-termination-action=DELETE"]
+        end = shlex.join([*group, "delete", name, project, zone, "--quiet"])
+        create = [*group, "create", name, project, zone, f"--template={name}", "--size=1"]
+        return [
+            [*template, _startup(enter, own, end, options)],
+            [*create, "--default-action-on-vm-failure=repair"],
+        ]
+    queue = ["gcloud", "compute", "tpus", "queued-resources"]
+    end = shlex.join([*queue, "delete", name, project, zone, "--force", "--quiet", "--async"])
+    create = [*queue, "create", name, f"--node-id={name}", project, zone]
+    create += [f"--accelerator-type={options.tpu_type}"]
+    create += [f"--runtime-version={options.runtime_version}", "--scopes=cloud-platform"]
+    return [[*create, *["--spot"] * options.spot, _startup(enter, own, end, options)]]
+
+
+def _startup(enter: str, own: str, end: str, options: Options) -> str:
+    """Runs the trial when the machine starts, again while it asks for it, and then ``end``."""
+    again = f"for i in $(seq {options.restarts}); do {own}; [ $? -eq {AGAIN} ] || break; done"
+    # gcloud splits at commas, which names of trials have, unless another delimiter is given.
+    return f"--metadata=^@@^startup-script={enter} && {{ {again}; }}; {end}"
+
+
+def _name(sweep: Sweep, trial: Trial) -> str:
+    """Letters, digits and hyphens, beginning with a letter; at most 33."""
+    readable = re.sub(r"[^a-z0-9]+", "-", sweep.folder.name.lower()).strip("-")[:20].strip("-")
+    digest = hashlib.sha256(f"{sweep.folder}/{trial.name}".encode()).hexdigest()[:8]
+    return f"sw-{readable}-{digest}" if readable else f"sw-{digest}"

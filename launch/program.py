@@ -1,0 +1,91 @@
+"""Trials as arms of one program, where their shapes allow it; else one program after another.
+
+The arms of every trial become arms of one plan, with the trial's values among their overrides, so
+``experiment.plan`` finds out which of them share a program. Afterwards each trial has a run
+directory with its own rows and report, as if it had run alone; checkpoints are in ``programs/``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from fedprune import backend
+from fedprune import config as cfg
+from fedprune.writer import Metrics, Row, RunDirectory
+from launch import trials
+from launch.grid import Trial
+from launch.trials import Sweep
+
+
+def batches(config: cfg.Config, todo: Sequence[Trial]) -> list[list[Trial]]:
+    """Trials that can be in one plan: they agree in what all arms of an experiment share.
+
+    Raises:
+      ConfigError: they differ in the number of devices, of which a process has one.
+    """
+    groups: dict[tuple[Any, ...], list[Trial]] = {}
+    for trial in todo:
+        own = {path: value for path, value in trial.values.items() if path in cfg.WHOLE}
+        groups.setdefault(tuple(sorted(own.items())), []).append(trial)
+    if any("mesh.devices" in trial.values for trial in todo):
+        raise cfg.ConfigError("mesh.devices: cannot be swept in one process; take --on=local")
+    return list(groups.values())
+
+
+def plan(module: ModuleType, config: cfg.Config, batch: Sequence[Trial]):
+    """(configuration, arms) of the plan of a batch; an arm is named TRIAL/ARM."""
+    common = {path for path, _, _ in cfg.fields(cfg.Config())} - cfg.WHOLE
+    arms = [
+        cfg.Arm(
+            f"{trial.name}/{arm.name}",
+            {**{p: v for p, v in trial.values.items() if p in common}, **arm.overrides},
+        )
+        for trial in batch
+        for arm in module.arms(cfg.override(config, trial.values))
+    ]
+    whole = {path: value for path, value in batch[0].values.items() if path in cfg.WHOLE}
+    return cfg.override(config, whole), arms
+
+
+def run(sweep: Sweep, module: ModuleType, config: cfg.Config, todo: Sequence[Trial]) -> None:
+    """Runs trials to their end, resuming what was interrupted.
+
+    Raises:
+      ConfigError, DataError, CheckpointError, RunDirectoryError: as a run of its own would.
+    """
+    from fedprune import experiment
+
+    for batch in batches(config, todo):
+        began = time.monotonic()
+        shared, arms = plan(module, config, batch)
+        ready = experiment.plan(shared, arms)
+        about = {"config": cfg.to_json(shared), "arms": {a.name: dict(a.overrides) for a in arms}}
+        names = hashlib.sha256("\n".join(trial.name for trial in batch).encode()).hexdigest()
+        with RunDirectory(sweep.folder / "programs" / names[:8], about) as directory:
+            directory.record(backend.environment())
+            rows = experiment.execute(ready, directory)
+        for trial in batch:
+            mine = [
+                row | {"arm": row["arm"].removeprefix(f"{trial.name}/")}
+                for row in rows
+                if row["arm"].startswith(f"{trial.name}/")
+            ]
+            _write(sweep, module, cfg.override(config, trial.values), trial, mine)
+            trials.record(sweep, trial, 0, time.monotonic() - began)
+
+
+def _write(
+    sweep: Sweep, module: ModuleType, config: cfg.Config, trial: Trial, rows: Sequence[Row]
+) -> None:
+    """The run directory of a trial."""
+    with RunDirectory(sweep.run_directory(trial), cfg.to_json(config)) as directory:
+        directory.record(backend.environment())
+        metrics = Metrics(directory.path)
+        metrics.keep(lambda row: False)
+        metrics.write(rows)
+        metrics.close()
+        module.report(config, rows, directory.path)

@@ -1,0 +1,167 @@
+"""Trials as an array of Slurm jobs, through submitit.
+
+A job that Slurm preempts is requeued by Slurm, and one whose run ends with status 42 by itself;
+either then resumes from its checkpoints. Before a job's time is over, submitit requeues it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedprune.writer import write_json
+from launch import trials
+from launch.grid import Trial
+from launch.trials import ROOT, Sweep
+
+LONGEST_ARRAY = 1000
+"""Slurm's MaxArraySize is 1001 unless it is set"""
+
+
+class Options(NamedTuple):
+    """What a job asks for; None: the cluster's default."""
+
+    partition: str | None = None
+    minutes: int = 60
+    cpus: int | None = None
+    memory: float | None = None
+    """GB"""
+    gpus: int | None = None
+    account: str | None = None
+    qos: str | None = None
+    sbatch: tuple[str, ...] = ()
+    """further options, as NAME=VALUE"""
+    jobs: int | None = None
+    """most at a time"""
+    restarts: int = 100
+    """most requeues after exit status 42"""
+
+
+class Job:
+    """What runs on the node: a trial, or what is left of it."""
+
+    def __init__(self, folder: Path, name: str, restarts: int) -> None:
+        self.folder, self.name, self.restarts = folder, name, restarts
+
+    def __call__(self) -> None:
+        sweep = trials.read(self.folder)
+        trial = next(t for t in sweep.trials() if t.name == self.name)
+        stopped = []
+        signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+        status = trials.run(sweep, trial)
+        if stopped:
+            # Slurm preempts the job and requeues it, or somebody has cancelled it: not our affair.
+            trials.record(sweep, trial, None)
+        elif status == trials.AGAIN and int(os.environ.get("SLURM_RESTART_COUNT", 0)) < (
+            self.restarts
+        ):
+            subprocess.run(["scontrol", "requeue", _own_id()], check=True, timeout=60)
+            time.sleep(600)  # Slurm ends this process
+        if status:
+            raise RuntimeError(f"{self.name}: exit status {status}")
+
+    def checkpoint(self) -> Any:
+        """What submitit puts into the queue again when the job's time is nearly over."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def _own_id() -> str:
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array:
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
+
+
+def submit(sweep: Sweep, todo: Sequence[Trial], options: Options) -> dict[str, str]:
+    """Submits trials; returns the job of each trial that was ever submitted, also in ``jobs.json``.
+
+    Raises:
+      RuntimeError: Slurm is not there, or refuses.
+    """
+    from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError
+
+    executor = SlurmExecutor(_place(sweep))
+    executor.update_parameters(**_parameters(sweep, options))
+    ids = submitted(sweep)
+    for first in range(0, len(todo), LONGEST_ARRAY):
+        part = todo[first : first + LONGEST_ARRAY]
+        try:
+            with executor.batch():
+                jobs = [
+                    executor.submit(Job(sweep.folder, trial.name, options.restarts))
+                    for trial in part
+                ]
+        except (FailedJobError, subprocess.CalledProcessError) as e:
+            raise RuntimeError(f"sbatch: {e}") from e
+        ids |= {trial.name: job.job_id for trial, job in zip(part, jobs, strict=True)}
+        write_json(_place(sweep) / "jobs.json", ids)
+    return ids
+
+
+def submitted(sweep: Sweep) -> dict[str, str]:
+    """The last job of each trial."""
+    file = _place(sweep) / "jobs.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def queued() -> set[str] | None:
+    """The user's jobs that wait or run; None if Slurm does not answer.
+
+    Raises:
+      RuntimeError: there is no Slurm.
+    """
+    command = ["squeue", f"--user={os.getuid()}", "--noheader", "--array", "--format=%i"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError as e:
+        raise RuntimeError("squeue was not found: --on=slurm needs Slurm on this machine") from e
+    except subprocess.TimeoutExpired:
+        return None
+    return set(result.stdout.split()) if result.returncode == 0 else None
+
+
+def script(sweep: Sweep, todo: Sequence[Trial], options: Options) -> str:
+    """What is given to sbatch."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    folder = _place(sweep)
+    python = sweep.command(todo[0])[0]
+    command = f"{shlex.quote(python)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    count: dict[str, Any] = {"map_count": min(len(todo), LONGEST_ARRAY)} if len(todo) > 1 else {}
+    return _make_sbatch_string(command, folder, **_parameters(sweep, options), **count)
+
+
+def _place(sweep: Sweep) -> Path:
+    return sweep.folder / "slurm"
+
+
+def _parameters(sweep: Sweep, options: Options) -> Mapping[str, Any]:
+    more: dict[str, Any] = {"requeue": True}
+    if options.memory is not None:
+        more["mem"] = f"{round(1024 * options.memory)}M"
+    for text in options.sbatch:
+        name, equals, value = text.lstrip("-").partition("=")
+        more[name] = value if equals else True
+    found = {
+        "job_name": sweep.folder.name,
+        "time": options.minutes,
+        "setup": [f"cd {shlex.quote(str(ROOT))}"],
+        "additional_parameters": more,
+        "partition": options.partition,
+        "cpus_per_task": options.cpus,
+        "gpus_per_node": options.gpus,
+        "account": options.account,
+        "qos": options.qos,
+        "array_parallelism": options.jobs,
+    }
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,187 @@
+"""Sweeps on a real Slurm cluster of one node: an array, a killed trial, preemption, status 42."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import slurm_cluster
+
+ROOT = Path(__file__).parents[1]
+ROUNDS = 60
+SMALL = [
+    "--config=experiments/single.py:tiny",
+    "--config.mesh.devices=1",
+    f"--config.run.rounds={ROUNDS}",
+]
+JOBS = ["--on=slurm", "--cpus=1"]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing()),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """The environment of a cluster, and a compilation cache that its jobs share."""
+    pytest.importorskip("submitit")
+    cache = str(tmp_path_factory.mktemp("cache"))
+    with slurm_cluster.running(tmp_path_factory.mktemp("slurm")) as environment:
+        yield {**environment, "JAX_COMPILATION_CACHE_DIR": cache}
+
+
+def start(cluster, *args) -> subprocess.Popen:
+    command = [sys.executable, "-m", "launch.sweep", *map(str, args)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=cluster, text=True, stdout=pipe, stderr=pipe)
+
+
+def said(cluster, *command) -> str:
+    return subprocess.run(
+        command, env=cluster, capture_output=True, text=True, timeout=60
+    ).stdout.strip()
+
+
+@contextlib.contextmanager
+def ending(process: subprocess.Popen):
+    """Kills a process that a failing test leaves behind."""
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def until(ready, process: subprocess.Popen, seconds: float = 1200) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def start_now(cluster) -> None:
+    """Requeued jobs wait two minutes unless they are told not to."""
+    for line in said(cluster, "squeue", "--noheader", "--array", "--format=%i %r").splitlines():
+        job, _, reason = line.partition(" ")
+        if reason == "BeginTime":
+            said(cluster, "scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def rounds(folder: Path) -> int:
+    file = folder / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def starts(folder: Path) -> int:
+    return len(json.loads((folder / "run.json").read_text())["starts"])
+
+
+def process_of(folder: Path) -> int:
+    """The process that runs a trial."""
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (place / "cmdline").read_bytes().decode().split("\0")
+            if "launch.main" in words and f"--workdir={folder}" in words:
+                return int(place.name)
+    raise AssertionError(f"nobody runs {folder}")
+
+
+def test_an_array_with_a_killed_trial(cluster, tmp_path):
+    """The others finish, and a rerun does only the missing one, which ends as if unbroken."""
+    folder = tmp_path / "sweep"
+    asked = [*SMALL, "--grid=uplink.snr_db=0,10 seed=0:2", f"--workdir={folder}", *JOBS]
+    script = start(cluster, *asked, "--dry_run").communicate()[0]
+    (tmp_path / "script.sh").write_text(script)
+    checked = subprocess.run(
+        ["sbatch", "--test-only", tmp_path / "script.sh"], env=cluster, capture_output=True
+    )
+    assert checked.returncode == 0, checked.stderr
+
+    names = [f"uplink.snr_db={snr},run.seed={seed}" for snr in (0, 10) for seed in (0, 1)]
+    first, *others = [folder / "trials" / name for name in names]
+    with ending(start(cluster, *asked)) as process:
+        until(lambda: rounds(first) > 2, process)
+        os.kill(process_of(first), signal.SIGKILL)
+        out, error = process.communicate(timeout=1200)
+    assert process.returncode == 1, error
+    assert "Slurm: 4 jobs submitted" in out
+    (line,) = [line.strip() for line in error.splitlines() if "killed by" in line]
+    assert line.startswith(f"{names[0]}: killed by SIGKILL; {folder}/logs/{names[0]}.log ends with")
+    assert "3 of 4 trials" in out
+    (submitted,) = (folder / "slurm").glob("*_submission.sh")
+    assert submitted.read_text() == script.removesuffix("\n")
+
+    with ending(start(cluster, *asked)) as process:
+        out, error = process.communicate(timeout=1200)
+    assert process.returncode == 0, error
+    assert "3 of 4 trials were finished before" in out
+    assert "Slurm: 1 jobs submitted" in out
+    assert [starts(trial) for trial in (first, *others)] == [2, 1, 1, 1]
+    rows = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text())))
+    assert len(rows) == 4 * ROUNDS
+    assert {row["trial"] for row in rows} == set(names)
+    assert (folder / "figures" / "accuracy.png").exists()
+
+    alone = tmp_path / "alone"
+    command = [sys.executable, "-m", "launch.main", *SMALL, "--config.run.seeds=1"]
+    command += ["--config.uplink.snr_db=0.0", "--config.run.seed=0", f"--workdir={alone}"]
+    subprocess.run(command, cwd=ROOT, env=cluster, check=True, capture_output=True)
+    assert (alone / "metrics.jsonl").read_bytes() == (first / "metrics.jsonl").read_bytes()
+
+
+def test_a_preempted_trial_resumes(cluster, tmp_path):
+    """A job of a partition that goes first takes all the node; then Slurm requeues ours."""
+    folder = tmp_path / "sweep"
+    asked = [*SMALL, "--grid=uplink.snr_db=5", f"--workdir={folder}", *JOBS]
+    trial = folder / "trials" / "uplink.snr_db=5"
+    with ending(start(cluster, *asked, f"--partition={slurm_cluster.LOW}")) as process:
+        saved = trial / "checkpoints" / "program0"  # with temporary folders beside whole ones
+        until(lambda: any(p.name.isdecimal() for p in saved.glob("*")), process)
+        said(cluster, "sbatch", f"--partition={slurm_cluster.HIGH}", "--exclusive",
+             "--output=/dev/null", "--wrap=true")  # fmt: skip
+        until(lambda: "BeginTime" in said(cluster, "squeue", "--format=%r"), process)
+        before = rounds(trial)
+        assert 0 < before < ROUNDS
+        start_now(cluster)
+        out, error = process.communicate(timeout=1200)
+    assert process.returncode == 0, error
+    assert "1 of 1 trials" in out
+    assert starts(trial) == 2
+    log = (folder / "logs" / "uplink.snr_db=5.log").read_text()
+    (resumed,) = re.findall(r"resuming after round (\d+)", log)
+    assert 0 < int(resumed) <= before
+    assert rounds(trial) == ROUNDS
+
+
+def test_a_trial_that_asks_for_it_is_requeued(cluster, tmp_path):
+    """Exit status 42, at the first start."""
+    again = tmp_path / "again.py"
+    again.write_text(
+        "import os, sys\n"
+        "from experiments import single\n"
+        "def get_config(variant='tiny'):\n"
+        "    if os.environ.get('SLURM_JOB_ID') and not os.environ.get('SLURM_RESTART_COUNT'):\n"
+        "        sys.exit(42)\n"
+        "    return single.get_config(variant)\n"
+    )
+    folder = tmp_path / "sweep"
+    asked = [f"--config={again}", "--config.mesh.devices=1", "--grid=seed=3", *JOBS]
+    with ending(start(cluster, *asked, f"--workdir={folder}")) as process:
+        until(lambda: "BeginTime" in said(cluster, "squeue", "--format=%r"), process)
+        assert not (folder / "trials" / "run.seed=3").exists()
+        start_now(cluster)
+        error = process.communicate(timeout=1200)[1]
+    assert process.returncode == 0, error
+    log = (folder / "logs" / "run.seed=3.log").read_text()
+    assert len(re.findall(r"^\$ .* -m launch.main", log, re.M)) == 2
+    assert rounds(folder / "trials" / "run.seed=3") == 8
