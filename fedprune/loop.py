@@ -148,13 +148,13 @@ def _rows(program: Program, done: int, infos: RoundInfo, measured: Any) -> list[
     """A row a round and arm; the test metrics stand in the last round's."""
     infos, measured = jax.tree.map(np.asarray, (infos, measured))
     columns: dict[str, Any] = {**infos._asdict(), **infos.cost._asdict()}
-    del columns["cost"]
+    columns = {k: v for k, v in columns.items() if k != "cost" and jax.tree.leaves(v)}
     length = infos.train_loss.shape[1]
     rows = []
     for r in range(length):
         for a, label in enumerate(program.labels):
             row: Row = {"program": program.name, **label._asdict(), "round": done + r + 1}
-            row |= {name: values[a, r].item() for name, values in columns.items()}
+            row |= jax.tree.map(lambda values: values[a, r].item(), columns)
             if r == length - 1:
                 row |= {f"test_{k}": v[a].tolist() for k, v in measured._asdict().items()}
             rows.append(row)

@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     for raises in ("absl", "orbax"):  # Orbax logs with a traceback what it raises
         logging.getLogger(raises).setLevel(logging.CRITICAL)
 
-    from fedprune import checkpoint, data, experiment, writer
+    from fedprune import checkpoint, data, experiment, page, writer
 
     try:
         module = importlib.import_module(config.experiment)
@@ -85,7 +85,10 @@ def main(argv: Sequence[str]) -> int:
             directory.record(backend.environment())
             rows = experiment.execute(plan, directory)
             print(module.report(config, rows, directory.path))
-            print(f"Results in {directory.path}: report.md, summary.json, figures/, metrics.jsonl")
+            directory.ended()
+            page.write([directory.path], directory.path / page.NAME)
+            files = "report.md, report.html, summary.json, figures/, metrics.jsonl"
+            print(f"Results in {directory.path}: {files}")
     except (cfg.ConfigError, ValueError) as e:
         return _refuse(e, 2)
     except (data.DataError, writer.RunDirectoryError, checkpoint.CheckpointError) as e:
