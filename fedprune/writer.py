@@ -170,7 +170,7 @@ class Metrics:
     def keep(self, wanted: Callable[[Row], bool]) -> None:
         """Drops the rows that are not wanted, and anything after a damaged line."""
         lines = (json.dumps(row) + "\n" for row in self.rows() if wanted(row))
-        _write_atomically(self._path, "".join(lines))
+        write_text(self._path, "".join(lines))
 
     def write(self, rows: Iterable[Row]) -> None:
         """Appends rows; on disk when it returns. NaN and infinities become null."""
@@ -199,10 +199,11 @@ class Metrics:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file in one step: readers see the old one or the whole new one."""
-    _write_atomically(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in one step, likewise."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w") as f:
         f.write(text)
