@@ -91,7 +91,12 @@ def main(argv: Sequence[str]) -> int:
             print(f"Results in {directory.path}: {files}")
     except (cfg.ConfigError, ValueError) as e:
         return _refuse(e, 2)
-    except (data.DataError, writer.RunDirectoryError, checkpoint.CheckpointError) as e:
+    except (
+        data.DataError,
+        writer.RunDirectoryError,
+        checkpoint.CheckpointError,
+        page.RunError,
+    ) as e:
         return _refuse(e, 1)
     return 0
 

@@ -262,9 +262,8 @@ def test_figures_draw_the_rows(folder, drawn, monkeypatch):
             np.testing.assert_allclose([line.low, line.high], [low, high])
         share = drawn["round", "share of the band (%)", "", arm]
         np.testing.assert_allclose([share.low, share.high], [[10] * ROUNDS, [40] * ROUNDS])
-        np.testing.assert_allclose(
-            drawn["round", "seconds a round", "", arm].y, mine[0, 1]["seconds"]
-        )
+        latency = drawn["round", "ms a round", "", arm].y
+        np.testing.assert_allclose(latency, 1e3 * mine[0, 1]["seconds"])
         names, rounds, percent = stripes[arm]
         assert names == ["a", "<b>"]
         expected = [
@@ -344,7 +343,7 @@ def test_runs_of_older_versions_and_runs_without_rows(tmp_path):
     found = written(folder)
     assert found.table("arm", "rounds")[0][2:] == ["–", "60,006", "42", "–", "–"]
     assert "No starts were recorded." in found.text
-    assert "the rows do not say it by layer" in found.text
+    assert "those of older versions do not" in found.text
 
     bare = make(tmp_path / "bare", [])
     (bare / "metrics.jsonl").unlink()

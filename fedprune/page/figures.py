@@ -56,12 +56,13 @@ def lines(title: str, drawn: Sequence[Line], axes: Axes) -> str:
     height = PLOT_HEIGHT + legend
     with matplotlib.rc_context(PLAIN):
         figure = Figure(figsize=(WIDTH, height))
-        box = (0.145, (legend + 0.46) / height, 0.825, (PLOT_HEIGHT - 0.78) / height)
+        box = (0.165, (legend + 0.46) / height, 0.805, (PLOT_HEIGHT - 0.78) / height)
         plot = figure.add_axes(box)
         for line in drawn:
             _draw(plot, line._replace(label=_short(line.label)), axes)
         plot.set(xlabel=axes.xlabel, ylabel=axes.ylabel, ylim=axes.ylim)
         plot.set_title(_short(title), fontsize=9, loc="left")
+        plot.yaxis.set_label_coords(-0.155, 0.5)
         if axes.xlog:
             plot.set_xscale("log")
         if axes.xlim is not None:

@@ -267,6 +267,13 @@ def _drawn(
         axes = axes._replace(xlim=(x[x > 0].min() / 1.1, x.max() * 1.1))
     elif x.max() > x.min():
         axes = axes._replace(xlim=(x.min(), x.max()))
+    if axes.ylim is None:
+        edges = [
+            v for _, ls in every for li in ls for v in (li.low, li.high, li.y) if v is not None
+        ]
+        low, high = np.nanmin(np.concatenate(edges)), np.nanmax(np.concatenate(edges))
+        margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+        axes = axes._replace(ylim=(low - margin, high + margin))
     for panel, ls in every:
         text = f"{axes.ylabel} against {axes.xlabel}: " + ", ".join(li.label for li in ls)
         yield panel.title, text, figures.lines(panel.title, ls, axes)
@@ -426,11 +433,11 @@ def _allocation(panels: Sequence[Panel]) -> list[Picture]:
     )
     pictures += _picture(
         "Latency of a round",
-        f"Seconds on the simulated clock that a round took. {BANDS}",
+        f"Time on the simulated clock that a round took. {BANDS}",
         _drawn(
             panels,
-            lambda m: _curve(m, "seconds") if has(m, "seconds") else None,
-            Axes("round", "seconds a round"),
+            lambda m: _curve(m, "seconds", 1e3) if has(m, "seconds") else None,
+            Axes("round", "ms a round"),
         ),
     )
     return pictures
