@@ -23,6 +23,7 @@ from launch import report as command
 
 EVIL = "<script>alert('1')</script> & \"$x$\" --> {{ 7 * 7 }}"
 ARMS = ("dense", "pruned-50", EVIL)
+OWN = "<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"
 ENVIRONMENT = {"code": EVIL, "python": "3.11", "packages": {"jax": "1"}, "devices": {"cpu <b>": 2}}
 ROUNDS = 6
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -64,7 +65,7 @@ def make(folder: Path, made=None, finished=True, **fields) -> Path:
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
         if finished:
             (folder / "figures").mkdir()
-            (folder / "figures" / "own.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+            (folder / "figures" / "own.svg").write_text(OWN)
             verdicts = [
                 rp.Verdict("a", "P0 <i>", f"claim {EVIL}", held, "1.5 ± 0.5 points")
                 for held in (True, False, None)
@@ -237,12 +238,12 @@ def drawn(monkeypatch):
 COSTS = {"seconds": "simulated seconds", "energy": "joules", "channel_uses": "channel uses"}
 
 
-def test_figures_draw_the_rows(folder, drawn, monkeypatch):
+def test_figures_draw_the_rows(folder, drawn, monkeypatch, tmp_path):
     stripes = {}
     monkeypatch.setattr(
         figures, "heat", lambda title, *data: stripes.update({title: data}) or "<svg/>"
     )
-    page.write([folder], folder / page.NAME)
+    page.write([folder], tmp_path / page.NAME)
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     tested = range(2, ROUNDS + 1, 2)
     for arm in ARMS:
@@ -372,7 +373,7 @@ def test_refuses_in_one_line(tmp_path, capsys, file, content, says):
             make(folder / "run")
         content = content if isinstance(content, bytes) else content.encode()
         (folder / file).write_bytes(content)
-        (folder / page.NAME).write_text("what was there")
+        (folder / page.NAME).write_text('<meta name="generator" content="fedprune 0.0.1">')
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     for arguments in ([str(folder)], [str(folder), f"--out={tmp_path / 'new.html'}"]):
         assert command.main(["report", *arguments]) == 2
