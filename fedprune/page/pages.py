@@ -346,20 +346,23 @@ def _swept(settings: Sequence[Setting]) -> list[Picture]:
         if len(numbers) < 3:
             continue
         others = [p for p in varied if p != path]
-        lines: dict[tuple[str, str], dict[float, np.ndarray]] = {}
+        # title -> label -> number -> final accuracies of the seeds
+        lines: dict[str, dict[str, dict[float, np.ndarray]]] = {}
         for s in settings:
             rest = ", ".join(f"{p.split('.')[-1]} = {_value(s.config.get(p))}" for p in others)
             for arm, rows in s.rows.items():
                 found = rp.curves(rows, arm, ACCURACY)[1]
                 if found.size and _is_number(s.config.get(path)):
-                    points = lines.setdefault((arm, rest), {})
+                    title, label = (arm, rest) if others else ("", arm)
+                    points = lines.setdefault(title, {}).setdefault(label, {})
                     points[s.config[path]] = 100 * found[:, -1]
+        axes = Axes(path, "final test accuracy (%)", points=True)
         made = []
-        for some in _chunks(lines.items()):
-            drawn = [_points(", ".join(filter(None, key)), i, p) for i, (key, p) in enumerate(some)]
-            axes = Axes(path, "final test accuracy (%)", points=True)
-            text = f"final accuracy against {path}: " + ", ".join(line.label for line in drawn)
-            made.append(("", text, figures.lines("", drawn, axes)))
+        for title, of in lines.items():
+            for some in _chunks(of.items()):
+                drawn = [_points(label, i, points) for i, (label, points) in enumerate(some)]
+                text = f"{title} final accuracy against {path}: {', '.join(dict(some))}"
+                made.append((title, text, figures.lines(title, drawn, axes)))
         caption = "After the last round of each arm: means and 95 % Student intervals over seeds."
         pictures += _picture(f"Final accuracy against {path}", caption, made)
     return pictures
