@@ -303,20 +303,23 @@ def test_comparison(tmp_path, drawn):
     }  # fmt: skip
 
 
-def test_sweep(tmp_path, drawn):
+@pytest.mark.parametrize("place", [".", "trials"])
+def test_sweep(tmp_path, drawn, place):
     """Three SNRs × two runs of other seeds each; one run is under way, one folder is no run."""
     made = {}
     for snr in (0.0, 5.0, 10.0):
         for seed in (0, 3):
             made[snr, seed] = rows(("dense",), (seed, seed + 1), shift=snr / 50)
             config = {"uplink__snr_db": snr, "run__seeds": 2}
-            trial = make(tmp_path / f"trial-{snr:g}-{seed}", made[snr, seed], snr < 10, **config)
+            trial = make(
+                tmp_path / place / f"trial-{snr:g}-{seed}", made[snr, seed], snr < 10, **config
+            )
             text = json.loads((trial / "config.json").read_text())
             text["run"]["seed"] = seed
             (trial / "config.json").write_text(json.dumps(text))
-    with (tmp_path / "trial-10-3" / "metrics.jsonl").open("a") as f:
+    with (tmp_path / place / "trial-10-3" / "metrics.jsonl").open("a") as f:
         f.write('{"program": "prog')  # cut off
-    (tmp_path / "logs").mkdir()
+    (tmp_path / place / "logs").mkdir()
     found = written(tmp_path)
     assert "Not finished, or without a summary: trial-10-0, trial-10-3." in found.text
     assert "not on this page: logs." in found.text

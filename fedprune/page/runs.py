@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from fedprune.writer import Row
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
+TRIALS = "trials"
+"""folder of the runs in a sweep's"""
 
 
 class RunError(Exception):
@@ -49,6 +51,8 @@ class Collection(NamedTuple):
 def collect(folders: Sequence[Path]) -> Collection:
     """The run that one folder holds, the runs in its subfolders, or those of several folders.
 
+    A folder "trials" in a folder that is no run holds the runs in place of it, as in a sweep's.
+
     Raises:
       RunError: a folder is missing, no run and no folder of runs, or damaged.
     """
@@ -57,7 +61,8 @@ def collect(folders: Sequence[Path]) -> Collection:
             raise RunError(f"{folder}: there is no such folder")
     if len(folders) == 1 and not (folders[0] / CONFIG).exists():
         folder = folders[0]
-        inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        place = folder / TRIALS if (folder / TRIALS).is_dir() else folder
+        inside = sorted(p for p in place.iterdir() if p.is_dir() and not p.name.startswith("."))
         paths = [p for p in inside if (p / CONFIG).exists()]
         if not paths:
             raise RunError(f"{folder}: holds neither a run (no {CONFIG}) nor folders of runs")
