@@ -71,6 +71,8 @@ def lines(title: str, drawn: Sequence[Line], axes: Axes) -> str:
             label_decades(plot)
         elif axes.xlabel == "round":
             plot.xaxis.set_major_locator(MaxNLocator(integer=True))
+        else:
+            plot.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
         plot.grid(alpha=0.3, lw=0.5)
         figure.legend(
             frameon=False, loc="lower left", bbox_to_anchor=(0.02, 0.0), fontsize=7.5,
@@ -111,7 +113,7 @@ def heat(title: str, names: Sequence[str], rounds: np.ndarray, percent: np.ndarr
         box = (left / WIDTH, 0.45 / height, (WIDTH - left - 0.5) / WIDTH, 0.2 * len(names) / height)
         plot = figure.add_axes(box)
         ends = (rounds[0] - 0.5, rounds[-1] + 0.5, len(names) - 0.5, -0.5)
-        plot.imshow(percent, cmap="cividis_r", vmin=0, vmax=100, aspect="auto", extent=ends,
+        plot.imshow(percent, cmap="Blues", vmin=-12, vmax=100, aspect="auto", extent=ends,
                     interpolation="nearest")  # fmt: skip
         plot.set_yticks(range(len(names)), names, fontsize=7.5)
         plot.set_yticks(np.arange(1, len(names)) - 0.5, minor=True)

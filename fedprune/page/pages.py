@@ -301,7 +301,11 @@ def _against_round(panels: Sequence[Panel]) -> list[Picture]:
         ("test_worst", "The worst tenth of the clients against round", "accuracy (%)"),
     ):
         axes = Axes("round", label, ylim=_limits(panels, column))
-        drawn = _drawn(panels, lambda m, c=column: _curve(m, c, 100.0), axes)
+
+        def line(member: Member, column: str = column) -> Line | None:
+            return _curve(member, column, 100.0)
+
+        drawn = _drawn(panels, line, axes)
         pictures += _picture(heading, BANDS + dashed + clipped, drawn)
     return pictures
 
@@ -418,10 +422,11 @@ def _allocation(panels: Sequence[Panel]) -> list[Picture]:
 
     def ratios(member: Member) -> Line | None:
         mean = _curve(member, "ratio", 100.0) if has(member, "ratio") else None
+        if mean is None or mean.y is None:
+            return None
         between = ends(member, "ratio")
-        if mean is None or between is None:
-            return mean and mean._replace(low=mean.y, high=mean.y)
-        return mean._replace(low=between.low, high=between.high)
+        low, high = (mean.y, mean.y) if between is None else (between.low, between.high)
+        return mean._replace(low=low, high=high)
 
     told = [m for panel in panels for m in panel.members if has(m, "allocation")]
     between = " Bands reach from the smallest to the largest ratio of a client." if told else ""
