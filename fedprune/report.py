@@ -84,7 +84,8 @@ def final(rows: Sequence[Row], arm: str, column: str) -> np.ndarray:
 def spent(rows: Sequence[Row], arm: str, column: str, rounds: np.ndarray) -> np.ndarray:
     """What an arm spent of a cost up to the given rounds, [n]; mean over seeds."""
     every, each = curves(rows, arm, column)
-    return each.cumsum(1).mean(0)[np.searchsorted(every, rounds)]
+    total = np.concatenate([[0.0], np.nan_to_num(each).cumsum(1).mean(0)])
+    return total[np.searchsorted(every, rounds, side="right")]
 
 
 def late_change(rows: Sequence[Row], arm: str, column: str = "test_accuracy") -> float:

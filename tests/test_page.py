@@ -339,6 +339,23 @@ def test_sweep(tmp_path, drawn, place):
         np.testing.assert_allclose(shown, [np.mean(last), low, high])
 
 
+def test_what_is_not_finite_is_left_out(tmp_path, drawn):
+    """Null costs of the last round, a null accuracy of one seed, a run before its first test."""
+    made = rows(("dense",))
+    for row in made:
+        if row["round"] == ROUNDS:
+            row["energy"] = None
+        if (row["round"], row["seed"]) == (2, 0):
+            row["test_accuracy"] = None
+    written(make(tmp_path / "run", made, finished=False))
+    line = drawn["joules so far", "test accuracy (%)", "", "dense"]
+    last = sum(row["energy"] or 0 for row in made) / 3
+    np.testing.assert_allclose(line.x[-1], last)
+    assert np.isnan(line.y).tolist() == [True, False, False]
+    early = [row for row in rows() if row["round"] == 1]
+    assert "Accuracy against" not in written(make(tmp_path / "early", early, finished=False)).text
+
+
 def test_runs_of_older_versions_and_runs_without_rows(tmp_path):
     new = ("sent", "density", "allocation", "seconds", "energy", "ratio", "test_histogram")
     old = [{k: v for k, v in row.items() if k not in new} for row in rows()]

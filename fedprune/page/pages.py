@@ -261,10 +261,11 @@ def _drawn(
     if not every:
         return
     x = np.concatenate([li.x for _, ls in every for li in ls])
-    if axes.xlog and x.min() > 0 and x.max() < 12 * x.min():
+    above = x[x > 0]
+    if axes.xlog and (not above.size or x.max() < 12 * above.min()):
         axes = axes._replace(xlog=False)
     if axes.xlog:
-        axes = axes._replace(xlim=(x[x > 0].min() / 1.1, x.max() * 1.1))
+        axes = axes._replace(xlim=(above.min() / 1.1, x.max() * 1.1))
     elif x.max() > x.min():
         axes = axes._replace(xlim=(x.min(), x.max()))
     if axes.ylim is None:
