@@ -154,7 +154,8 @@ def _rows(program: Program, done: int, infos: RoundInfo, measured: Any) -> list[
     for r in range(length):
         for a, label in enumerate(program.labels):
             row: Row = {"program": program.name, **label._asdict(), "round": done + r + 1}
-            row |= jax.tree.map(lambda values, at=(a, r): values[at].item(), columns)
+            for name, values in columns.items():
+                row[name] = jax.tree.map(lambda v, at=(a, r): v[at].item(), values)
             if r == length - 1:
                 row |= {f"test_{k}": v[a].tolist() for k, v in measured._asdict().items()}
             rows.append(row)
