@@ -90,7 +90,7 @@ def build(
         return rounds.initial(params, pruner, server)
 
     def edge_round(key: Key, t, u, models: Params, mask: Mask, clients: Clients):
-        """Edge models after one edge round; every server's cost and tally, each [G]; mean ratio."""
+        """Edge models after one edge round; every server's cost and tally, each [G]; allocation."""
         ids = participation.select(rng.stream(key, "cohort", u))
         air = uplink.prepare(key, u, ids)
         total, _ = cohort(key, t, u, models, mask, clients, ids, air)
@@ -109,7 +109,7 @@ def build(
         heard = tally.clients > 0
         after = jax.tree.map(jnp.add, models, update)
         models = jax.vmap(tree.where)(heard, after, models)
-        return models, (cost, tally, rounds.mean_ratio(air))
+        return models, (cost, tally, air.ratio, air.share)
 
     def to_cloud(key: Key, t, change: Params, mask: Mask, weight: jax.Array):
         """The cloud's estimate of the mean change, from changes [G, ...] and weights [G]."""
@@ -131,7 +131,7 @@ def build(
         def one(models: Params, e: jax.Array):
             return edge_round(key, t, t * edge_rounds + e, models, shared_mask, clients)
 
-        models, (costs, tallies, ratios) = lax.scan(one, copies, jnp.arange(edge_rounds))
+        models, (costs, tallies, ratio, band) = lax.scan(one, copies, jnp.arange(edge_rounds))
         heard = tallies.clients.sum(0) > 0
         weight = jnp.where(heard, tallies.weight.sum(0) if weighting == "examples" else 1.0, 0.0)
         change = jax.tree.map(jnp.subtract, models, copies)
@@ -145,12 +145,17 @@ def build(
             params = tree.apply_mask(mask, params)
         share = weight / jnp.maximum(weight.sum(), 1e-30)
         cost = jax.tree.map(lambda c, v: c.sum().astype(v.dtype) + v, costs, cloud_cost)
+        tally = jax.tree.map(jnp.sum, tallies)
+        sent, density = rounds.kept_by_clients(shared_mask, tally, params)
         info = RoundInfo(
-            train_loss=tallies.loss.sum() / tallies.weight.sum(),
-            clients=tallies.clients.sum().astype(jnp.int32),
-            excluded=tallies.excluded.sum().astype(jnp.int32),
+            train_loss=tally.loss / tally.weight,
+            clients=tally.clients.astype(jnp.int32),
+            excluded=tally.excluded.astype(jnp.int32),
             kept=tree.count(mask, params),
-            ratio=ratios.mean(),
+            sent=sent,
+            density=density,
+            ratio=rounds.mean_ratio(ratio),
+            allocation=rounds.extremes(ratio, band),
             cost=cost._replace(
                 seconds=costs.seconds.sum(0).max() + cloud_cost.seconds,
                 noise_variance=jnp.sum(jnp.square(share) * costs.noise_variance.sum(0))

@@ -234,13 +234,14 @@ def _check(program: Program, done: int, rounds: int, metrics: Metrics) -> None:
 def _rows(program: Program, done: int, infos: RoundInfo, measured: Any) -> list[Row]:
     """A row a round and arm; the test metrics stand in the last round's."""
     columns: dict[str, Any] = {**infos._asdict(), **infos.cost._asdict()}
-    del columns["cost"]
+    columns = {k: v for k, v in columns.items() if k != "cost" and jax.tree.leaves(v)}
     length = infos.train_loss.shape[1]
     rows = []
     for r in range(length):
         for a, label in enumerate(program.labels):
             row: Row = {"program": program.name, **label._asdict(), "round": done + r + 1}
-            row |= {name: values[a, r].item() for name, values in columns.items()}
+            for name, values in columns.items():
+                row[name] = jax.tree.map(lambda v, at=(a, r): v[at].item(), values)
             if r == length - 1:
                 row |= {f"test_{k}": v[a].tolist() for k, v in measured._asdict().items()}
             rows.append(row)

@@ -50,12 +50,18 @@ class Verdict(NamedTuple):
 
 def interval(values: Sequence[float] | np.ndarray) -> Interval:
     """Mean and 95 % interval of independent values (one per seed)."""
-    found = np.asarray(values, float)
-    n = len(found)
+    mean, half = band(np.asarray(values, float))
+    return Interval(float(mean), float(half))
+
+
+def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means and half widths of 95 % intervals over the first axis, that of the seeds."""
+    n = len(values)
+    mean = values.mean(0)
     if n < 2:
-        return Interval(float(found.mean()), float("nan"))
+        return mean, np.full_like(mean, np.nan)
     t = stats.t.ppf(0.5 + LEVEL / 2, n - 1)
-    return Interval(float(found.mean()), float(t * found.std(ddof=1) / np.sqrt(n)))
+    return mean, t * values.std(0, ddof=1) / np.sqrt(n)
 
 
 def curves(rows: Sequence[Row], arm: str, column: str) -> tuple[np.ndarray, np.ndarray]:
@@ -73,6 +79,13 @@ def curves(rows: Sequence[Row], arm: str, column: str) -> tuple[np.ndarray, np.n
 def final(rows: Sequence[Row], arm: str, column: str) -> np.ndarray:
     """An arm's last recorded value of a column for every seed, [seeds]."""
     return curves(rows, arm, column)[1][:, -1]
+
+
+def spent(rows: Sequence[Row], arm: str, column: str, rounds: np.ndarray) -> np.ndarray:
+    """What an arm spent of a cost up to the given rounds, [n]; mean over seeds."""
+    every, each = curves(rows, arm, column)
+    total = np.concatenate([[0.0], np.nan_to_num(each).cumsum(1).mean(0)])
+    return total[np.searchsorted(every, rounds, side="right")]
 
 
 def late_change(rows: Sequence[Row], arm: str, column: str = "test_accuracy") -> float:
@@ -311,8 +324,7 @@ def cost_figure(
         colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, -(-len(arms) // 2)))
         for i, (arm, label) in enumerate(arms.items()):
             rounds, values = curves(rows, arm, "test_accuracy")
-            every, spent = curves(rows, arm, column)
-            total = spent.cumsum(1).mean(0)[np.searchsorted(every, rounds)]
+            total = spent(rows, arm, column, rounds)
             mean, half = np.array([interval(100 * v) for v in values.T]).T
             line: Any = {"color": colours[i // 2], "ls": "-" if i % 2 == 0 else "--"}
             axes.plot(total, mean, label=label, lw=1.5, **line)
@@ -320,7 +332,7 @@ def cost_figure(
                 total, mean - half, mean + half, color=line["color"], alpha=0.10, lw=0
             )
         axes.set(xlabel=xlabel, ylabel="test accuracy (%)", xscale="log", ylim=(20, 90))
-        _label_decades(axes)
+        label_decades(axes)
         axes.grid(alpha=0.25, lw=0.6)
         figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8)
         save(figure, path)
@@ -351,17 +363,21 @@ def tradeoff_figure(
             style: Any = {"fmt": "os^Dvp"[i % 6], "ms": 6, "capsize": 3, "lw": 1.2}
             axes.errorbar(x * shift, mean, half, label=label, color=colours[i], **style)
         axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
-        _label_decades(axes)
+        label_decades(axes)
         axes.grid(alpha=0.25, lw=0.6)
         figure.legend(frameon=False, loc="outside right upper", fontsize=8)
         save(figure, path)
 
 
-def _label_decades(axes: Any) -> None:
+def label_decades(axes: Any) -> None:
     """Labels on a logarithmic axis that do not overlap, whatever its range is."""
     low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 30 * low else (1.0,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e+0", "e")))
+
+    def name(x: float, _: int) -> str:
+        return f"{x:g}" if 1e-3 <= x < 1e4 else f"{x:.0e}".replace("e+0", "e").replace("e-0", "e-")
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 60 * low else (1.0,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(name))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 

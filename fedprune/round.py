@@ -56,7 +56,7 @@ class State(NamedTuple):
 
 
 class RoundInfo(NamedTuple):
-    """What one round reports; every field is a scalar."""
+    """What one round reports: scalars, and mappings from names to scalars."""
 
     train_loss: jax.Array
     """mean local loss over the clients that counted, weighted like updates; NaN if nobody did"""
@@ -66,8 +66,16 @@ class RoundInfo(NamedTuple):
     """int32, clients left out because their update or loss was NaN or infinite"""
     kept: jax.Array
     """int32, weights that the mask keeps"""
+    sent: jax.Array
+    """weights of the updates that counted, added up over the clients; pruned ones do not count"""
+    density: dict[str, jax.Array]
+    """path -> share of its weights that the mean of these clients kept, for each array of two or
+    more axes; empty where nothing is pruned, NaN if no client counted"""
     ratio: jax.Array
     """mean of the pruning ratios that were allocated to the clients; 0 if there is no allocation"""
+    allocation: dict[str, jax.Array]
+    """smallest and largest of what was allocated: ``ratio_low``, ``ratio_high`` and, of the band,
+    ``share_low``, ``share_high``; empty if there is no allocation"""
     cost: Cost
 
 
@@ -84,13 +92,15 @@ class Round(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """What a round itself counts beside the uplink; each [], float32."""
+    """What a round itself counts beside the uplink; all [], float32."""
 
     weight: jax.Array
     loss: jax.Array
     """weighted sum"""
     clients: jax.Array
     excluded: jax.Array
+    held: PyTree
+    """weights that clients keep of each array, where they decide that themselves; else None"""
 
 
 class Edges(NamedTuple):
@@ -165,12 +175,16 @@ def build(
         )
         if pruner is not None and pruner.scope == "server":
             params = tree.apply_mask(mask, params)
+        sent, density = kept_by_clients(shared_mask, tally, params)
         info = RoundInfo(
             train_loss=tally.loss / tally.weight,
             clients=tally.clients.astype(jnp.int32),
             excluded=tally.excluded.astype(jnp.int32),
             kept=tree.count(mask, params),
-            ratio=mean_ratio(air),
+            sent=sent,
+            density=density,
+            ratio=mean_ratio(air.ratio),
+            allocation=extremes(air.ratio, air.share),
             cost=cost,
         )
         own = mesh.put_rows(state.personal, ids, own)
@@ -196,9 +210,46 @@ def initial(params: Params, pruner: Pruner | None, server: Server) -> State:
     return State(jnp.int32(0), params, mask, pruner.init(params), server.init(params))
 
 
-def mean_ratio(air: Air) -> jax.Array:
+def mean_ratio(ratio: jax.Array | None) -> jax.Array:
     """Mean of the allocated pruning ratios, [] float32."""
-    return jnp.float32(0.0) if air.ratio is None else jnp.mean(air.ratio)
+    return jnp.float32(0.0) if ratio is None else jnp.mean(ratio)
+
+
+def extremes(ratio: jax.Array | None, share: jax.Array | None) -> dict[str, jax.Array]:
+    """``RoundInfo.allocation`` of allocated ratios and shares of any shape."""
+    given = {name: v for name, v in (("ratio", ratio), ("share", share)) if v is not None}
+    ends = {"low": jnp.min, "high": jnp.max}
+    return {f"{name}_{end}": of(v) for name, v in given.items() for end, of in ends.items()}
+
+
+def kept_by_clients(
+    mask: Mask, tally: Tally, params: Params
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """``RoundInfo.sent`` and ``RoundInfo.density``.
+
+    Args:
+      mask: that all clients share; None: they have the whole model, or masks of their own.
+      tally: of the round.
+      params: the global model.
+    """
+    pruned = mask is not None or tally.held is not None
+    held = tally.held
+    if held is None:
+        everything = jax.tree.map(lambda p: jnp.float32(p.size), params)
+        each = everything if mask is None else _counts(mask)
+        held = tree.scale(tally.clients, each)
+    found = jax.tree_util.tree_leaves_with_path(held)
+    density = {
+        tree.path_name(path): count / (tally.clients * p.size)
+        for (path, count), p in zip(found, jax.tree.leaves(params), strict=True)
+        if pruned and p.ndim > 1
+    }
+    return tree.total(held), density
+
+
+def _counts(mask: Mask) -> PyTree:
+    """How many weights a mask keeps of each array, float32; None of None."""
+    return jax.tree.map(lambda m: jnp.sum(m, dtype=jnp.int32).astype(jnp.float32), mask)
 
 
 def both(up: Cost, down: Cost) -> Cost:
@@ -246,7 +297,8 @@ def trainer(
         new, trained = trained.personal, trained._replace(personal=None)  # nothing of it is sent
         sent = uplink.encode(here.state, trained, mask, weight)
         finite = tree.all_finite((trained.delta, sent, trained.loss, new))
-        part = Total((sent.sum, Tally(weight, weight * trained.loss, one, none)), sent.max)
+        mine = Tally(weight, weight * trained.loss, one, none, _counts(trained.held))
+        part = Total((sent.sum, mine), sent.max)
         takes_part = here.active & (client.size > 0)
         part = tree.where(takes_part & finite, part, mesh.identity(part))
         signal, tally = part.sum

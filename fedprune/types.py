@@ -157,6 +157,8 @@ class Air(NamedTuple):
     """leaves [S, ...], one slice a client: whatever the uplink's ``encode`` needs"""
     ratio: jax.Array | None = None
     """[S] pruning ratios that were allocated with the channels; None: there is no allocation"""
+    share: jax.Array | None = None
+    """[S] shares of its server's band that were allocated to the clients; None, likewise"""
 
 
 class Cost(NamedTuple):

@@ -26,7 +26,7 @@ OLD = "old"
 """folder of what was set aside, numbered"""
 
 Row = dict[str, Any]
-"""program, arm, seed, round (1-based: rounds done) and numbers, or lists of them"""
+"""program, arm, seed, round (1-based: rounds done) and numbers, lists of them, or mappings"""
 
 
 class RunDirectoryError(Exception):
@@ -89,11 +89,19 @@ class RunDirectory:
         """Adds this start to ``run.json``, and logs in what it differs from the one before."""
         run = _read_json(self.path / "run.json")
         for last in run["starts"][-1:]:
-            for _, text in differences({**last, "at": None}, {**environment, "at": None}):
+            times = dict.fromkeys(("at", "ended"))
+            for _, text in differences({**last, **times}, {**environment, **times}):
                 log.warning("resuming elsewhere: %s; numbers may differ in their last bits", text)
-        run["starts"].append(
-            {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **environment}
-        )
+        run["starts"].append({"at": _now(), **environment})
+        write_json(self.path / "run.json", run)
+
+    def ended(self) -> None:
+        """Says in ``run.json`` when the start that was recorded last came to its end.
+
+        A start that was killed has no end there.
+        """
+        run = _read_json(self.path / "run.json")
+        run["starts"][-1]["ended"] = _now()
         write_json(self.path / "run.json", run)
 
     def _check_own(self, config: dict[str, Any], source: Path | None) -> None:
@@ -162,7 +170,7 @@ class Metrics:
     def keep(self, wanted: Callable[[Row], bool]) -> None:
         """Drops the rows that are not wanted, and anything after a damaged line."""
         lines = (json.dumps(row) + "\n" for row in self.rows() if wanted(row))
-        _write_atomically(self._path, "".join(lines))
+        write_text(self._path, "".join(lines))
 
     def write(self, rows: Iterable[Row]) -> None:
         """Appends rows; on disk when it returns. NaN and infinities become null."""
@@ -173,9 +181,8 @@ class Metrics:
             os.fsync(f.fileno())
         for row in rows:
             board = self._board(f"{row['arm']}/seed{row['seed']}", row["round"])
-            for name, value in row.items():
-                number = isinstance(value, int | float)  # neither null nor a histogram
-                if number and name not in ("program", "arm", "seed", "round"):
+            for name, value in _scalars(row):
+                if name not in ("program", "arm", "seed", "round"):
                     board.add_scalar(name, value, row["round"])
 
     def close(self) -> None:
@@ -192,10 +199,11 @@ class Metrics:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file in one step: readers see the old one or the whole new one."""
-    _write_atomically(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in one step, likewise."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w") as f:
         f.write(text)
@@ -205,7 +213,18 @@ def _write_atomically(path: Path, text: str) -> None:
 
 
 def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _scalars(row: Row, above: str = "") -> Iterator[tuple[str, float]]:
+    """(name, number) of every column; numbers in a mapping are named "column/key"."""
+    for name, value in row.items():
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{above}{name}/")
+        elif isinstance(value, int | float):  # neither null nor a histogram
+            yield f"{above}{name}", value
 
 
 def _read_json(path: Path) -> Any:
@@ -213,6 +232,10 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as e:
         raise RunDirectoryError(f"{path}: cannot be read ({e})") from e
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def set_aside(paths: Iterable[Path], folder: Path) -> Path:

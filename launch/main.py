@@ -133,7 +133,7 @@ def _run(config: cfg.Config, workdir: str) -> int:
     for raises in ("absl", "orbax"):  # Orbax logs with a traceback what it raises
         logging.getLogger(raises).setLevel(logging.CRITICAL)
 
-    from fedprune import checkpoint, data, experiment, loop, writer
+    from fedprune import checkpoint, data, experiment, loop, page, writer
 
     with contextlib.ExitStack() as stack:
 
@@ -164,9 +164,10 @@ def _run(config: cfg.Config, workdir: str) -> int:
             signal.signal(signal.SIGTERM, was)
             if directory:
                 print(module.report(config, rows, directory.path))
-                print(
-                    f"Results in {directory.path}: report.md, summary.json, figures/, metrics.jsonl"
-                )
+                directory.ended()
+                page.write([directory.path], directory.path / page.NAME)
+                files = "report.md, report.html, summary.json, figures/, metrics.jsonl"
+                print(f"Results in {directory.path}: {files}")
         except (cfg.ConfigError, ValueError) as e:
             return refuse(e, 2)
         except (
@@ -174,6 +175,7 @@ def _run(config: cfg.Config, workdir: str) -> int:
             writer.RunDirectoryError,
             checkpoint.CheckpointError,
             processes.ProcessesError,
+            page.RunError,
         ) as e:
             return refuse(e, 1)
         except loop.Stopped as e:

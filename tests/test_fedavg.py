@@ -251,6 +251,12 @@ def test_server_masks_hold_after_aggregation():
         assert not w[~m].any()
         assert w[m].all() or w.ndim < 2
     np.testing.assert_array_equal(info.cost.channel_uses, (np.array(kept) + biases + 1) // 2)
+    np.testing.assert_allclose(info.sent, 11 * (np.array(kept) + biases))
+    masks = [np.asarray(m) for m in leaves(state.mask) if m.ndim >= 2]
+    density = np.array(list(info.density.values()))  # in the order of the leaves
+    np.testing.assert_allclose(density[:, -1], [m.mean() for m in masks], rtol=1e-6)
+    np.testing.assert_allclose(density.T @ [m.size for m in masks], kept, rtol=1e-6)
+    assert not info.allocation
 
 
 def test_client_masks_leave_the_server_dense():

@@ -211,6 +211,20 @@ def test_seconds_are_the_slowest_edge_servers():
     np.testing.assert_allclose(info.cost.seconds[0], max(slowest), rtol=1e-5)
     joules = np.stack([a.state.joules for a in air]).astype(np.float64).sum()
     np.testing.assert_allclose(info.cost.energy[0], joules, rtol=1e-5)
+    # What was allocated, and what the devices kept and sent for it.
+    ratio, share = (np.stack([getattr(a, n) for a in air]) for n in ("ratio", "share"))
+    found = {name: float(v[0]) for name, v in info.allocation.items()}
+    ends = {"low": np.min, "high": np.max}
+    expected = {f"ratio_{e}": float(of(ratio)) for e, of in ends.items()}
+    expected |= {f"share_{e}": float(of(share)) for e, of in ends.items()}
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert found["ratio_low"] < found["ratio_high"]
+    kept = np.round(D * (1 - ratio.astype(np.float64)))
+    np.testing.assert_allclose(info.density["Dense_0/kernel"][0], (kept / D).mean(), atol=1 / D)
+    assert set(info.density) == {"Dense_0/kernel", "Dense_1/kernel"}
+    assert float(info.density["Dense_1/kernel"][0]) == 1.0
+    rest = sum(leaf.size for leaf in leaves(MODEL.init(jax.random.key(0)))) - D
+    np.testing.assert_allclose(info.sent[0], kept.sum() + ratio.size * rest, atol=ratio.size)
 
 
 def test_a_server_that_hears_nobody_keeps_its_model():

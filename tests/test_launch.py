@@ -136,6 +136,7 @@ def test_killed_run_ends_like_an_unbroken_one(unbroken, tmp_path):
     assert result.returncode == 0, result.stderr
     for name in ("summary.json", "metrics.jsonl", "report.md"):
         assert (workdir / name).read_bytes() == (unbroken / name).read_bytes(), name
+    assert f"not counted: {kills} without an end" in (workdir / "report.html").read_text()
 
 
 def test_run_directory(unbroken):
@@ -147,6 +148,7 @@ def test_run_directory(unbroken):
     assert len(list((unbroken / "figures").glob("*.png"))) == 4
     assert len(list((unbroken / "figures").glob("*.svg"))) == 4
     assert list((unbroken / "tensorboard").rglob("events*"))
+    assert "1 start</dd>" in (unbroken / "report.html").read_text()
     before = (unbroken / "summary.json").read_bytes()
     result = launch(CONFIG, *SMALL, "--config.uplink.snr_db=3", f"--workdir={unbroken}")
     assert result.returncode == 1

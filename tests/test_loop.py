@@ -184,15 +184,33 @@ def test_a_run_directory_knows_its_starts(tmp_path, caplog):
     for version, devices in (("1", 2), ("1", 2), ("2", 4)):
         with RunDirectory(tmp_path / "run", CONFIG) as directory:
             directory.record({"packages": {"jax": version}, "devices": {"cpu": devices}})
+            if version == "1":
+                directory.ended()
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert len(record["id"]) == 32
     assert record["resumed_from"] is None
     assert [s["packages"]["jax"] for s in record["starts"]] == ["1", "1", "2"]
     assert all(s["at"].endswith("Z") for s in record["starts"])
+    assert [s.get("ended", "") >= s["at"] for s in record["starts"]] == [True, True, False]
     says = [r.getMessage() for r in caplog.records]
     assert [line.split(";")[0] for line in says] == [
         "resuming elsewhere: devices.cpu was 2, is 4",
         "resuming elsewhere: packages.jax was '1', is '2'",
+    ]
+
+
+def test_rows_with_mappings(tmp_path):
+    """Numbers that are not finite become null, and TensorBoard has one scalar for each number."""
+    row = {"program": "p", "arm": "a", "seed": 0, "round": 1, "kept": 3, "test_histogram": [1, 2]}
+    metrics = loop.Metrics(tmp_path)
+    metrics.write([{**row, "density": {"a/kernel": 0.5, "b/kernel": float("nan")}}])
+    metrics.close()
+    assert metrics.rows() == [{**row, "density": {"a/kernel": 0.5, "b/kernel": None}}]
+    (board,) = (tmp_path / "tensorboard").rglob("events*")
+    written = board.read_bytes()
+    assert [name in written for name in (b"density/a/kernel", b"kept")] == [True, True]
+    assert not [
+        name for name in (b"density/b/kernel", b"test_histogram", b"seed") if name in written
     ]
 
 

@@ -55,7 +55,8 @@ def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
     def prepare(root: Key, t: jax.Array, ids: jax.Array) -> Air:
         first, second = values.prepare(root, t, ids), masks.prepare(root, t, ids)
         sends, active = first.sends | second.sends, first.active & second.active
-        return Air(sends, active, (first.state, second.state), first.ratio)
+        both = (first.state, second.state)
+        return first._replace(sends=sends, active=active, state=both)
 
     def encode(state: PyTree, trained: Trained, mask: Mask, weight: jax.Array) -> Total:
         first = values.encode(state[0], trained, mask, weight)

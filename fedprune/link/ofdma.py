@@ -110,7 +110,8 @@ def ofdma(
             joules=resources.joules(work, found.keep, frequency, got, power),
         )
         everybody = jnp.ones(ids.shape, bool)
-        return lax.optimization_barrier(Air(everybody, everybody, device, found.ratio))
+        air = Air(everybody, everybody, device, found.ratio, found.share)
+        return lax.optimization_barrier(air)
 
     def finish(key: Key, air: Air, total: Total, mask: Mask) -> tuple[Params, Cost]:
         mean, _ = exact.finish(key, air, total, mask)
