@@ -1,4 +1,4 @@
-"""Writes the pages of the documentation site: ``python docs/site.py FOLDER``.
+"""Writes the pages of the documentation site: ``python docs/pages.py FOLDER``.
 
 A page is a Markdown file of the repository, a notebook, a room of the package as its docstrings
 have it, or any other file that a page links to. Every link is turned to where the site has its
@@ -39,8 +39,8 @@ def main(folder: Path) -> None:
     """Writes all pages below ``folder``/pages, and the site's configuration beside them."""
     pages = folder / "pages"
     shutil.rmtree(pages, ignore_errors=True)
-    rooms = sorted(_rooms())
-    waiting = [*_documents(), *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    found = sorted(rooms())
+    waiting = [*documents(), *sorted((ROOT / "notebooks").glob("*.ipynb"))]
     done: set[Path] = set()
     while waiting:
         file = waiting.pop()
@@ -50,16 +50,16 @@ def main(folder: Path) -> None:
         text, linked = page(file)
         waiting += linked
         _write(pages / place(file)[0], text)
-    for room in rooms:
+    for room in found:
         _write(pages / "api" / f"{room}.md", reference(room))
-    lines = [f"- [{PACKAGE}.{room}]({room}.md): {_first_line(room)}" for room in rooms]
+    lines = [f"- [{PACKAGE}.{room}]({room}.md): {_first_line(room)}" for room in found]
     _write(pages / "api" / "index.md", "\n".join(["# API reference", "", *lines, ""]))
     for image in (ROOT / "docs").rglob("*.png"):
         target = pages / image.relative_to(ROOT / "docs")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(image, target)
     config = yaml.safe_load((ROOT / "docs" / "site.yml").read_text())
-    config["nav"] = _navigation(rooms)
+    config["nav"] = _navigation(found)
     _write(folder / "mkdocs.yml", yaml.safe_dump(config, sort_keys=False))
 
 
@@ -130,7 +130,8 @@ def _notebook(file: Path) -> str:
     return "\n\n".join(code[c["cell_type"]].format("".join(c["source"])) for c in cells) + "\n"
 
 
-def _documents() -> Iterator[Path]:
+def documents() -> Iterator[Path]:
+    """The Markdown files that are pages."""
     yield from (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))
     yield from sorted((ROOT / "docs").rglob("*.md"))
 
@@ -142,7 +143,9 @@ def _navigation(rooms: list[str]) -> list[dict]:
         file = ROOT / index
         linked = [(file.parent / m[1]).resolve() for m in LINK.findall(file.read_text())]
         pages = [place(file)[0], *(place(f)[0] for f in linked if f.suffix in (".md", ".ipynb"))]
-        return list(dict.fromkeys(p for p in pages if os.path.dirname(p) == Path(index).parent.name))
+        return list(
+            dict.fromkeys(p for p in pages if os.path.dirname(p) == Path(index).parent.name)
+        )
 
     results = [place(file)[0] for file in sorted((ROOT / "docs" / "results").glob("*.md"))]
     notebooks = [place(file)[0] for file in sorted((ROOT / "notebooks").glob("*.ipynb"))]
@@ -179,7 +182,9 @@ def reference(room: str) -> str:
     file = ROOT / PACKAGE / room
     if not file.is_dir():
         tree = _parsed(file.with_suffix(".py"))
-        return "\n\n".join([*_head(f"{PACKAGE}.{room}", tree, 1), *_members(room, tree, None)]) + "\n"
+        return (
+            "\n\n".join([*_head(f"{PACKAGE}.{room}", tree, 1), *_members(room, tree, None)]) + "\n"
+        )
     tree = _parsed(file / "__init__.py")
     exported: dict[str, set[str] | None] = {}
     for node in tree.body:
@@ -199,7 +204,8 @@ def reference(room: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _rooms() -> Iterator[str]:
+def rooms() -> Iterator[str]:
+    """The modules and folders of the package."""
     for path in (ROOT / PACKAGE).iterdir():
         if path.suffix == ".py" and path.stem != "__init__":
             yield path.stem
@@ -256,7 +262,9 @@ def _fields(node: ast.ClassDef) -> list[str]:
     """The fields of a NamedTuple and the methods of a class, as a list."""
     lines = []
     for name, inner, doc in _public(node.body):
-        code = _signature(name, inner).replace("\n", " ") if isinstance(inner, ast.FunctionDef) else ""
+        code = (
+            _signature(name, inner).replace("\n", " ") if isinstance(inner, ast.FunctionDef) else ""
+        )
         text = " ".join(line for line in described(doc) if not line.startswith("```"))
         lines.append(f"- `{code or ast.unparse(inner)}`" + (f"<br>{text}" if text else ""))
     return ["\n".join(lines)] if lines else []
