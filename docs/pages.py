@@ -54,10 +54,10 @@ def main(folder: Path) -> None:
         _write(pages / "api" / f"{room}.md", reference(room))
     lines = [f"- [{PACKAGE}.{room}]({room}.md): {_first_line(room)}" for room in found]
     _write(pages / "api" / "index.md", "\n".join(["# API reference", "", *lines, ""]))
-    for image in (ROOT / "docs").rglob("*.png"):
-        target = pages / image.relative_to(ROOT / "docs")
+    for file in [*(ROOT / "docs").rglob("*.png"), *(ROOT / "docs").glob("*.css")]:
+        target = pages / file.relative_to(ROOT / "docs")
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(image, target)
+        shutil.copyfile(file, target)
     config = yaml.safe_load((ROOT / "docs" / "site.yml").read_text())
     config["nav"] = _navigation(found)
     _write(folder / "mkdocs.yml", yaml.safe_dump(config, sort_keys=False))

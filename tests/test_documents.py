@@ -33,7 +33,7 @@ LAUNCHES = [
     line
     for page in (ROOT / "README.md", ROOT / "docs" / "performance.md", *PAGES)
     for block in blocks(page, "sh")
-    for line in block.splitlines()
+    for line in re.sub(r"\\\n *", "", block).splitlines()
     if "launch.main" in line
 ]
 spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "pages.py")
