@@ -40,7 +40,8 @@ def main(folder: Path) -> None:
     pages = folder / "pages"
     shutil.rmtree(pages, ignore_errors=True)
     found = sorted(rooms())
-    waiting = [*documents(), *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    waiting = [*documents(), *notebooks]
     done: set[Path] = set()
     while waiting:
         file = waiting.pop()
@@ -54,8 +55,8 @@ def main(folder: Path) -> None:
         _write(pages / "api" / f"{room}.md", reference(room))
     lines = [f"- [{PACKAGE}.{room}]({room}.md): {_first_line(room)}" for room in found]
     _write(pages / "api" / "index.md", "\n".join(["# API reference", "", *lines, ""]))
-    for file in [*(ROOT / "docs").rglob("*.png"), *(ROOT / "docs").glob("*.css")]:
-        target = pages / file.relative_to(ROOT / "docs")
+    for file in [*(ROOT / "docs").rglob("*.png"), *(ROOT / "docs").glob("*.css"), *notebooks]:
+        target = pages / file.relative_to(ROOT if file in notebooks else ROOT / "docs")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
     config = yaml.safe_load((ROOT / "docs" / "site.yml").read_text())
@@ -71,7 +72,8 @@ def page(file: Path) -> tuple[str, list[Path]]:
     if file.suffix == ".md":
         return turned(file, file.read_text())
     if file.suffix == ".ipynb":
-        return turned(file, _notebook(file))
+        text, linked = turned(file, _notebook(file))
+        return f"{text}\n[The notebook itself]({file.name}), to run it.\n", linked
     language = LANGUAGES.get(file.suffix, "text")
     title = file.relative_to(ROOT).as_posix()
     return f"# {title}\n\n````{language}\n{file.read_text().rstrip()}\n````\n", []
@@ -183,7 +185,8 @@ def reference(room: str) -> str:
     if not file.is_dir():
         tree = _parsed(file.with_suffix(".py"))
         return (
-            "\n\n".join([*_head(f"{PACKAGE}.{room}", tree, 1), *_members(room, tree, None)]) + "\n"
+            "\n\n".join([*_head(f"{PACKAGE}.{room}", tree, 1), *_members(room, tree, None, 2)])
+            + "\n"
         )
     tree = _parsed(file / "__init__.py")
     exported: dict[str, set[str] | None] = {}
@@ -200,7 +203,7 @@ def reference(room: str) -> str:
     for module, names in exported.items():
         inner = _parsed(file / f"{module}.py")
         parts += _head(module, inner, 2)
-        parts += _members(f"{room}.{module}" if names is None else room, inner, names)
+        parts += _members(f"{room}.{module}" if names is None else room, inner, names, 3)
     return "\n\n".join(parts) + "\n"
 
 
@@ -228,13 +231,13 @@ def _head(title: str, tree: ast.Module, level: int) -> list[str]:
     return [f"{'#' * level} {title}", *described(ast.get_docstring(tree) or "")]
 
 
-def _members(prefix: str, tree: ast.Module, names: set[str] | None) -> list[str]:
+def _members(prefix: str, tree: ast.Module, names: set[str] | None, level: int) -> list[str]:
     """Headings, signatures and docstrings of a module's public names; None: all of them."""
     parts: list[str] = []
     for name, node, doc in _public(tree.body):
         if name not in names if names is not None else not doc:
             continue
-        parts.append(f"### {prefix}.{name}")
+        parts.append(f"{'#' * level} {prefix}.{name}")
         parts.append(f"```python\n{_signature(name, node)}\n```")
         parts += described(doc)
         if isinstance(node, ast.ClassDef):
@@ -259,21 +262,29 @@ def _public(body: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt, str]]:
 
 
 def _fields(node: ast.ClassDef) -> list[str]:
-    """The fields of a NamedTuple and the methods of a class, as a list."""
+    """The fields of a NamedTuple or a configuration and the methods of a class, as a list."""
     lines = []
     for name, inner, doc in _public(node.body):
-        code = (
-            _signature(name, inner).replace("\n", " ") if isinstance(inner, ast.FunctionDef) else ""
-        )
+        code = ast.unparse(inner)
+        if isinstance(inner, ast.FunctionDef):
+            code = _signature(name, inner).replace("\n", " ")
+        elif (
+            code.startswith(f"{name}: ") and isinstance(inner.value, ast.Call) and inner.value.args
+        ):
+            default, meaning = inner.value.args  # of config.spec
+            limits = (f"{k.arg} {ast.unparse(k.value)}" for k in inner.value.keywords)
+            code = f"{name}: {ast.unparse(inner.annotation)} = {ast.unparse(default)}"
+            doc = ", ".join([ast.literal_eval(meaning), *limits])
         text = " ".join(line for line in described(doc) if not line.startswith("```"))
-        lines.append(f"- `{code or ast.unparse(inner)}`" + (f"<br>{text}" if text else ""))
+        lines.append(f"- `{code}`" + (f"<br>{text}" if text else ""))
     return ["\n".join(lines)] if lines else []
 
 
 def _signature(name: str, node: ast.AST) -> str:
     """A definition's first line, with one parameter a line where it is long."""
     if isinstance(node, ast.ClassDef):
-        return f"class {name}({', '.join(map(ast.unparse, node.bases))})"
+        bases = ", ".join(map(ast.unparse, node.bases))
+        return f"class {name}({bases})" if bases else f"class {name}"
     if not isinstance(node, ast.FunctionDef):
         code = ast.unparse(node)
         return code if len(code) < 400 else f"{name} = ..."

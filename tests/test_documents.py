@@ -123,7 +123,7 @@ def test_reference_has_every_public_name():
         for name, value in vars(module).items():
             mine = getattr(value, "__module__", "").startswith(f"fedprune.{room}")
             if mine and callable(value) and not name.startswith("_") and value.__doc__:
-                assert f"### {room}.{name}\n" in text, name
+                assert f"# {room}.{name}\n" in text, name
         assert module.__doc__.splitlines()[0].split("``")[0].split("_")[0] in text
 
 
