@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from functools import cache
 from inspect import cleandoc
 from pathlib import Path
-from typing import NamedTuple
 
 import yaml
 
@@ -91,10 +90,8 @@ def turned(file: Path, text: str) -> tuple[str, list[Path]]:
     def turn(match: re.Match) -> str:
         before, path, anchor = match.groups()
         target = (file.parent / path).resolve()
-        if not target.exists():
+        if not target.is_file():
             raise BrokenLink(f"{file.relative_to(ROOT)}: {path} does not exist")
-        if target.is_dir():
-            target = target / "README.md" if (target / "README.md").exists() else target
         there, own_anchor = place(target)
         if target.suffix != ".png" and not there.startswith("api/"):
             linked.append(target)
@@ -119,7 +116,7 @@ def place(file: Path) -> tuple[str, str]:
         return path.with_suffix(".md").as_posix(), ""
     if path.suffix == ".md":
         return path.name.lower(), ""
-    if path.parts[0] == PACKAGE and path.suffix in ("", ".py"):
+    if path.parts[0] == PACKAGE and path.suffix == ".py":
         room, *rest = path.with_suffix("").parts[1:]
         return f"api/{room}.md", f"#{rest[0]}" if rest and rest[0] != "__init__" else ""
     return f"files/{path.as_posix()}.md", ""
@@ -139,22 +136,17 @@ def documents() -> Iterator[Path]:
 
 
 def _navigation(rooms: list[str]) -> list[dict]:
-    """The order of pages: that of the links in the index of each folder, where there is one."""
-
-    def listed(index: str) -> list[str]:
-        file = ROOT / index
-        linked = [(file.parent / m[1]).resolve() for m in LINK.findall(file.read_text())]
-        pages = [place(file)[0], *(place(f)[0] for f in linked if f.suffix in (".md", ".ipynb"))]
-        return list(
-            dict.fromkeys(p for p in pages if os.path.dirname(p) == Path(index).parent.name)
-        )
-
+    """The order of pages; that of how-to pages and notebooks is the one in which their index has
+    them."""
+    index = ROOT / "docs" / "howto" / "README.md"
+    linked = [place((index.parent / m[1]).resolve())[0] for m in LINK.findall(index.read_text())]
+    howto = ["howto/index.md", *(path for path in linked if path.startswith("howto/"))]
+    notebooks = [path for path in linked if path.startswith("notebooks/")]
     results = [place(file)[0] for file in sorted((ROOT / "docs" / "results").glob("*.md"))]
-    notebooks = [place(file)[0] for file in sorted((ROOT / "notebooks").glob("*.ipynb"))]
     return [
         {"Home": "index.md"},
-        {"How to": listed("docs/howto/README.md")},
-        {"Notebooks": notebooks},
+        {"How to": list(dict.fromkeys(howto))},
+        {"Notebooks": list(dict.fromkeys(notebooks))},
         {"Reference": ["api/index.md", *(f"api/{room}.md" for room in rooms)]},
         {"Results": results},
         {"Background": ["design.md", "performance.md", "promises.md"]},
@@ -170,24 +162,13 @@ def _write(path: Path, text: str) -> None:
 # Reference -----
 
 
-class Member(NamedTuple):
-    """A public name and where it is defined."""
-
-    name: str
-    """as a caller writes it: "link.ideal" """
-    node: ast.AST
-    doc: str
-
-
 def reference(room: str) -> str:
     """The page of a room: its docstring and those of its public names, file by file."""
     file = ROOT / PACKAGE / room
     if not file.is_dir():
         tree = _parsed(file.with_suffix(".py"))
-        return (
-            "\n\n".join([*_head(f"{PACKAGE}.{room}", tree, 1), *_members(room, tree, None, 2)])
-            + "\n"
-        )
+        parts = [*_head(f"{PACKAGE}.{room}", tree, 1), *_members(room, tree, None, 2)]
+        return "\n\n".join(parts) + "\n"
     tree = _parsed(file / "__init__.py")
     exported: dict[str, set[str] | None] = {}
     for node in tree.body:
