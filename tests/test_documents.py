@@ -61,15 +61,24 @@ def test_there_are_examples():
     assert LAUNCHES
 
 
+@pytest.fixture
+def quickly_compiled():
+    """The pages compute next to nothing, so it is compiling that takes long."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_howto(page, monkeypatch, tmp_path):
-    """The frame of the how-to pages and one of them, on one device."""
+def test_howto(page, monkeypatch, tmp_path, quickly_compiled):
+    """The frame of the how-to pages and one of them, on one device and with JAX's own defaults."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     names: dict = {"__name__": page.stem}
-    for file in (HOWTO / "README.md", page):
-        for code in blocks(file, "python"):
-            exec(compile(code, file.name, "exec"), names)
+    code = "".join(code for file in (HOWTO / "README.md", page) for code in blocks(file, "python"))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(compile(code, page.name, "exec"), names)
 
 
 @pytest.mark.parametrize("line", sorted(set(LAUNCHES)))
