@@ -145,6 +145,9 @@ def test_notebook(path):
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "commit without outputs"
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    for cell in notebook.cells:
+        if "plt.show()" in cell.source:
+            assert any("image/png" in output.get("data", {}) for output in cell.outputs)
 
 
 @pytest.mark.parametrize("line", re.findall(r"pytest (tests/[^`\n]+)", PROMISES))
