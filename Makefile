@@ -7,7 +7,7 @@ WORKDIR ?= runs/ota_pruning_fast
 # More arguments for pytest, such as TESTS="-k conv".
 TESTS ?=
 
-.PHONY: run test test-tfds lint clean
+.PHONY: run test test-tfds docs lint clean
 
 run: $(STAMP)
 	$(BIN)/python -m launch.main --config=experiments/ota_pruning.py:fast --workdir=$(WORKDIR)
@@ -25,6 +25,11 @@ $(VENV)-tfds/.installed: pyproject.toml constraints.txt
 	$(VENV)-tfds/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  -e '.[tfds]' pytest hypothesis pytest-xdist
 	touch $@
+
+# The documentation site, in build/site; a link or an anchor that leads nowhere is an error.
+docs: $(STAMP)
+	$(BIN)/python docs/pages.py build
+	$(BIN)/zensical build --strict -f build/mkdocs.yml
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import matplotlib
 
-matplotlib.use("Agg")
+if matplotlib.get_backend(auto_select=False) is None:  # a notebook has chosen one
+    matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
