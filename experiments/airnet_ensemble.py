@@ -13,8 +13,8 @@ dB, and have one more stage of training, for
   concave    the same with a concave one (bend 0.2)
   inside     0 to 20 dB, two boundary networks
 
-Gradients have norm 1 at most: in a first run of ``fast`` without that limit, training at -3 dB left one
-of three seeds at chance in most of these nets, and said nothing.
+Gradients have norm 1 at most: in a first run of ``fast``, without that limit, training at -3 dB
+left one of three seeds at chance in most of these nets.
 
 Fixed before any result was seen: accuracies in points, paired by seed, 95 % Student intervals,
 AWGN.
