@@ -332,7 +332,10 @@ class Lab:
         return rounds.build(
             local=local.sgd(
                 self.model,
-                build.OPTIMIZERS[c.local.optimizer](dataclasses.replace(c.local, lr=lr)),
+                local.adjusted(
+                    build.OPTIMIZERS[c.local.optimizer](dataclasses.replace(c.local, lr=lr)),
+                    clip=c.local.clip or None,
+                ),
                 batch=c.local.batch,
                 steps=c.local.steps,
                 decay=build.DECAYS[c.local.schedule](c.local, c.run.rounds),
