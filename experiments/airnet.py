@@ -595,17 +595,7 @@ def streams(params: Any, mask: Any) -> list[tuple[str, int, Any]]:
     """(method, bits, decoded params) of a sparse model's kernels in every rate considered."""
     leaves, treedef = jax.tree.flatten(params)
     masks = jax.tree.leaves(mask)
-    found = []
-    for bits in (4, 8):
-        size, decoded = 0, []
-        for v, m in zip(leaves, masks, strict=True):
-            if v.ndim < 2:
-                decoded.append(v)
-                continue
-            code, scale = tensors.encode(v, m, "entropy", bits)
-            size += 8 * len(code) + 32
-            decoded.append(tensors.decode(code, v.shape, v.dtype, True, "entropy", bits, scale)[0])
-        found.append(("entropy", size, jax.tree.unflatten(treedef, decoded)))
+    found = [("entropy", *_coded(params, mask, bits, small=False)) for bits in (4, 8)]
     kernels = [np.where(m, v, 0) for v, m in zip(leaves, masks, strict=True) if v.ndim >= 2]
     flat = np.concatenate([k.reshape(-1) for k in kernels])
     lengths = np.array([k.size for k in kernels])
@@ -621,25 +611,28 @@ def streams(params: Any, mask: Any) -> list[tuple[str, int, Any]]:
 
 def small_streams(params: Any, mask: Any) -> list[tuple[str, int, Any]]:
     """(method, bits, decoded params) of a model of fewer units: what is left of its kernels."""
+    return [("small", *_coded(params, mask, bits, small=True)) for bits in (4, 8)]
+
+
+def _coded(params: Any, mask: Any, bits: int, small: bool) -> tuple[int, Any]:
+    """(bits, decoded params) of entropy-coded kernels: with their masks, or, if ``small``, without
+    them and without the units that they leave out."""
     leaves, treedef = jax.tree.flatten(params)
-    found = []
-    for bits in (4, 8):
-        size, decoded = 0, []
-        for v, m in zip(leaves, jax.tree.leaves(mask), strict=True):
-            if v.ndim < 2:
-                decoded.append(v)
-                continue
-            axes = range(v.ndim)
-            left = np.ix_(*(m.any(tuple(a for a in axes if a != axis)) for axis in axes))
-            code, scale = tensors.encode(v[left], None, "entropy", bits)
-            size += 8 * len(code) + 32
-            decoded.append(np.zeros_like(v))
-            shape = v[left].shape
-            decoded[-1][left], _ = tensors.decode(
-                code, shape, v.dtype, False, "entropy", bits, scale
-            )
-        found.append(("small", size, jax.tree.unflatten(treedef, decoded)))
-    return found
+    size, decoded = 0, []
+    for v, m in zip(leaves, jax.tree.leaves(mask), strict=True):
+        if v.ndim < 2:
+            decoded.append(v)
+            continue
+        axes = range(v.ndim)
+        whole: Any = ...
+        left = np.ix_(*(m.any(tuple(a for a in axes if a != b)) for b in axes)) if small else whole
+        kept = v[left]
+        code, scale = tensors.encode(kept, None if small else m, "entropy", bits)
+        size += 8 * len(code) + 32
+        back = np.zeros_like(v)
+        back[left], _ = tensors.decode(code, kept.shape, v.dtype, not small, "entropy", bits, scale)
+        decoded.append(back)
+    return size, jax.tree.unflatten(treedef, decoded)
 
 
 def digital_accuracies(

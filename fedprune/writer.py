@@ -181,8 +181,9 @@ class Metrics:
             os.fsync(f.fileno())
         for row in rows:
             board = self._board(f"{row['arm']}/seed{row['seed']}", row["round"])
-            for name, value in _scalars(row):
-                if name not in ("program", "arm", "seed", "round"):
+            for name, value in flat(row):
+                number = isinstance(value, int | float)  # neither null nor a histogram
+                if number and name not in ("program", "arm", "seed", "round"):
                     board.add_scalar(name, value, row["round"])
 
     def close(self) -> None:
@@ -218,12 +219,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _scalars(row: Row, above: str = "") -> Iterator[tuple[str, float]]:
-    """(name, number) of every column; numbers in a mapping are named "column/key"."""
+def flat(row: Row, above: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, value) of every column; values in a mapping are named "column/key"."""
     for name, value in row.items():
         if isinstance(value, dict):
-            yield from _scalars(value, f"{above}{name}/")
-        elif isinstance(value, int | float):  # neither null nor a histogram
+            yield from flat(value, f"{above}{name}/")
+        else:
             yield f"{above}{name}", value
 
 

@@ -15,7 +15,8 @@ import shutil
 from typing import NamedTuple
 
 from launch.grid import Trial
-from launch.trials import AGAIN, Sweep
+from launch.monitor import RETRY
+from launch.trials import Sweep
 
 TOOLS = {"gke": "xpk", "gce": "gcloud", "queued_resources": "gcloud"}
 """place -> the program that starts machines there"""
@@ -69,7 +70,7 @@ def commands(place: str, sweep: Sweep, trial: Trial, options: Options) -> list[l
         command = ["xpk", "workload", "create", f"--workload={name}", project, zone]
         command += [f"--cluster={options.cluster}", f"--tpu-type={options.tpu_type}"]
         command += ["--num-slices=1", f"--docker-image={options.docker_image}"]
-        command += [f"--restart-on-exit-codes={AGAIN}", f"--max-restarts={options.restarts}"]
+        command += [f"--restart-on-exit-codes={RETRY}", f"--max-restarts={options.restarts}"]
         return [[*command, *["--spot"] * options.spot, f"--command={enter} && exec {own}"]]
     if place == "gce":
         group = ["gcloud", "compute", "instance-groups", "managed"]
@@ -95,7 +96,7 @@ def commands(place: str, sweep: Sweep, trial: Trial, options: Options) -> list[l
 
 def _startup(enter: str, own: str, end: str, options: Options) -> str:
     """Runs the trial when the machine starts, again while it asks for it, and then ``end``."""
-    again = f"for i in $(seq {options.restarts}); do {own}; [ $? -eq {AGAIN} ] || break; done"
+    again = f"for i in $(seq {options.restarts}); do {own}; [ $? -eq {RETRY} ] || break; done"
     # gcloud splits at commas, which names of trials have, unless another delimiter is given.
     return f"--metadata=^@@^startup-script={enter} && {{ {again}; }}; {end}"
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedprune import config as cfg
 from fedprune import report
-from fedprune.writer import Metrics, Row
+from fedprune.writer import Metrics, Row, flat
 from launch.grid import SEED, Trial, label, written
 from launch.trials import Sweep, state
 
@@ -52,7 +52,7 @@ def _tidy(sweep: Sweep, trial: Trial) -> list[Row]:
     values = {k: written(v) if isinstance(v, tuple) else v for k, v in others.items()}
     about = {"trial": trial.name, "combination": label(others) or "all", **values}
     return [
-        about | {k: v for k, v in row.items() if k != "program" and not isinstance(v, list)}
+        about | {k: v for k, v in flat(row) if k != "program" and not isinstance(v, list)}
         for row in Metrics(sweep.run_directory(trial)).rows()
     ]
 

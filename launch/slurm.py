@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from fedprune.writer import write_json
 from launch import trials
 from launch.grid import Trial
+from launch.monitor import RETRY
 from launch.trials import ROOT, Sweep
 
 LONGEST_ARRAY = 1000
@@ -59,9 +60,7 @@ class Job:
         if stopped:
             # Slurm preempts the job and requeues it, or somebody has cancelled it: not our affair.
             trials.record(sweep, trial, None)
-        elif status == trials.AGAIN and int(os.environ.get("SLURM_RESTART_COUNT", 0)) < (
-            self.restarts
-        ):
+        elif status == RETRY and int(os.environ.get("SLURM_RESTART_COUNT", 0)) < (self.restarts):
             subprocess.run(["scontrol", "requeue", _own_id()], check=True, timeout=60)
             time.sleep(600)  # Slurm ends this process
         if status:

@@ -49,7 +49,8 @@ from launch import cloud, program, slurm, trials
 from launch import grid as grids
 from launch import main as launcher
 from launch.grid import SEED, Trial
-from launch.trials import AGAIN, State, Sweep
+from launch.monitor import RETRY
+from launch.trials import State, Sweep
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 PLACES = ("program", "local", "slurm", *cloud.TOOLS)
@@ -306,7 +307,7 @@ def _run(sweep: Sweep, config: cfg.Config, module) -> int:
             return _collect(sweep, config)
     except KeyboardInterrupt:
         print("stopped; the same command does what is left", file=sys.stderr)
-        return AGAIN
+        return RETRY
     except (writer.RunDirectoryError, RuntimeError) as e:
         return launcher.refuse(e, 1)
 

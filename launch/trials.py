@@ -23,13 +23,12 @@ from typing import Any, NamedTuple
 from fedprune.writer import RunDirectoryError, write_json
 from launch import grid as grids
 from launch.grid import Grid, Trial
+from launch.monitor import RETRY
 
 ROOT = Path(__file__).resolve().parents[1]
 """the checkout, from which experiments are launched"""
 PROMPT = "$ "
 """before the command, in a log"""
-AGAIN = 42
-"""exit status of a run that was asked to stop and can be continued"""
 
 
 class Sweep(NamedTuple):
@@ -129,7 +128,7 @@ def run(
         )
         started(process)
         status = process.wait()
-    if status != AGAIN:
+    if status != RETRY:
         record(sweep, trial, status, time.monotonic() - began)
     return status
 

@@ -403,6 +403,20 @@ def test_one_tidy_table(tmp_path):
     assert plain == rows
 
 
+def test_numbers_in_a_mapping_have_columns_of_their_own(tmp_path):
+    made = filled(tmp_path / "s", "seed=0:2")
+    for trial in made.trials():
+        file = made.run_directory(trial) / "metrics.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows = [row | {"density": {"a/kernel": 0.25, "b/kernel": 1.0}} for row in rows]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = list(csv.DictReader(io.StringIO(table(made, "results.csv"))))
+    assert rows
+    for row in rows:
+        assert (row["density/a/kernel"], row["density/b/kernel"]) == ("0.25", "1.0")
+        assert "density" not in row
+
+
 def test_without_pyarrow_there_is_still_the_csv(tmp_path, monkeypatch):
     made = filled(tmp_path / "s", "uplink.link=ideal,over_the_air seed=0:2")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
