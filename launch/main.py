@@ -180,6 +180,8 @@ def _run(config: cfg.Config, workdir: str) -> int:
             return refuse(e, 1)
         except loop.Stopped as e:
             processes.part()
+            if directory:
+                directory.ended()
             logging.warning("%s; the same command goes on", e)
             return monitor.RETRY
     return 0

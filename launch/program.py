@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from fedprune import backend
+from fedprune import backend, page
 from fedprune import config as cfg
 from fedprune.writer import Metrics, Row, RunDirectory
 from launch import trials
@@ -63,6 +63,9 @@ def run(sweep: Sweep, module: ModuleType, config: cfg.Config, todo: Sequence[Tri
         began = time.monotonic()
         shared, arms = plan(module, config, batch)
         ready = experiment.plan(shared, arms)
+        for trial in batch:
+            with _directory(sweep, config, trial) as own:
+                own.record(backend.environment())
         about = {"config": cfg.to_json(shared), "arms": {a.name: dict(a.overrides) for a in arms}}
         names = hashlib.sha256("\n".join(trial.name for trial in batch).encode()).hexdigest()
         with RunDirectory(sweep.folder / "programs" / names[:8], about) as directory:
@@ -74,18 +77,24 @@ def run(sweep: Sweep, module: ModuleType, config: cfg.Config, todo: Sequence[Tri
                 for row in rows
                 if row["arm"].startswith(f"{trial.name}/")
             ]
-            _write(sweep, module, cfg.override(config, trial.values), trial, mine)
+            with _directory(sweep, config, trial) as own:
+                _write(own, module, cfg.override(config, trial.values), mine)
             trials.record(sweep, trial, 0, time.monotonic() - began)
 
 
+def _directory(sweep: Sweep, config: cfg.Config, trial: Trial) -> RunDirectory:
+    changed = cfg.override(config, trial.values)
+    return RunDirectory(sweep.run_directory(trial), cfg.to_json(changed))
+
+
 def _write(
-    sweep: Sweep, module: ModuleType, config: cfg.Config, trial: Trial, rows: Sequence[Row]
+    directory: RunDirectory, module: ModuleType, config: cfg.Config, rows: Sequence[Row]
 ) -> None:
-    """The run directory of a trial."""
-    with RunDirectory(sweep.run_directory(trial), cfg.to_json(config)) as directory:
-        directory.record(backend.environment())
-        metrics = Metrics(directory.path)
-        metrics.keep(lambda row: False)
-        metrics.write(rows)
-        metrics.close()
-        module.report(config, rows, directory.path)
+    """What a run of its own leaves at its end."""
+    metrics = Metrics(directory.path)
+    metrics.keep(lambda row: False)
+    metrics.write(rows)
+    metrics.close()
+    module.report(config, rows, directory.path)
+    directory.ended()
+    page.write([directory.path], directory.path / page.NAME)

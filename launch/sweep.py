@@ -336,11 +336,11 @@ def _program(sweep: Sweep, config: cfg.Config, module, todo: Sequence[Trial]) ->
     for noisy in ("jax", "matplotlib", "absl", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     backend.configure(config.mesh.devices)
-    from fedprune import checkpoint, data
+    from fedprune import checkpoint, data, page
 
     try:
         program.run(sweep, module, config, todo)
-    except (data.DataError, checkpoint.CheckpointError, ValueError) as e:
+    except (data.DataError, checkpoint.CheckpointError, page.RunError, ValueError) as e:
         raise RuntimeError(str(e)) from e
     return True
 

@@ -1,12 +1,12 @@
 """The command line: what it refuses, and that a killed run ends like an unbroken one."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -112,31 +112,75 @@ def unbroken(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.slow
-def test_killed_run_ends_like_an_unbroken_one(unbroken, tmp_path):
-    """kill -9 at three random points, each start going on where the last one was killed."""
-    workdir = tmp_path / "run"
-    total = lines(unbroken / "metrics.jsonl")
-    marks = sorted(random.Random(7).sample(range(1, total), 3))
-    kills = 0
-    for mark in marks:
-        process = subprocess.Popen(
-            command(CONFIG, *SMALL, f"--workdir={workdir}"),
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while lines(workdir / "metrics.jsonl") < mark and process.poll() is None:
-            time.sleep(0.002)
-        kills += process.poll() is None
-        process.send_signal(signal.SIGKILL)
+def run(args: list[str]) -> None:
+    subprocess.run(args, cwd=ROOT, check=True, capture_output=True)
+
+
+class Killer:
+    """Starts a command and kills it with -9 at a random moment; counts what that hit."""
+
+    def __init__(self) -> None:
+        self.kills = self.saving = self.starting = 0
+        self._random = random.Random(7)
+
+    def run(self, args: list[str], workdir: Path) -> bool:
+        """Whether the process ended before it was killed, which must be with status 0."""
+        metrics, nowhere = workdir / "metrics.jsonl", subprocess.DEVNULL
+        before = lines(metrics)
+        process = subprocess.Popen(args, cwd=ROOT, stdout=nowhere, stderr=nowhere)
+        if self._random.random() < 0.25:  # while it starts, and reads what is there
+            wait = self._random.uniform(0, 4)
+        else:
+            while lines(metrics) <= before and process.poll() is None:
+                time.sleep(0.002)
+            wait = self._random.uniform(0, 1)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            assert process.wait(wait) == 0
+            return True
+        process.kill()
         process.wait()
-    assert kills >= 2
-    result = launch(CONFIG, *SMALL, f"--workdir={workdir}")
-    assert result.returncode == 0, result.stderr
-    for name in ("summary.json", "metrics.jsonl", "report.md"):
-        assert (workdir / name).read_bytes() == (unbroken / name).read_bytes(), name
-    assert f"not counted: {kills} without an end" in (workdir / "report.html").read_text()
+        self.kills += 1
+        self.saving += in_a_save(workdir)
+        self.starting += lines(metrics) <= before
+        return False
+
+
+def in_a_save(workdir: Path) -> bool:
+    """Whether a process was killed after the first file operation of a save and before the last."""
+    steps = [list(program.iterdir()) for program in workdir.glob("checkpoints/*")]
+    unfinished = any("orbax-checkpoint-tmp" in p.name for found in steps for p in found)
+    return unfinished or any(sum(p.name.isdecimal() for p in found) > 2 for found in steps)
+
+
+@pytest.mark.slow
+def test_runs_killed_at_random_moments(tmp_path, capsys):
+    """kill -9 of starts that go on where the last one was killed, until their run has ended; then
+    it has the bytes of an unbroken one. FEDPRUNE_KILLS asks for more than 10, say 100."""
+    wanted, killer, runs = int(os.environ.get("FEDPRUNE_KILLS", 10)), Killer(), 0
+    asked = command(CONFIG, *SMALL, "--config.run.rounds=60", "--config.run.save_every=1")
+    run([*asked, f"--workdir={tmp_path / '0'}"])
+    while killer.kills < wanted:
+        runs, killed = runs + 1, killer.kills
+        workdir = tmp_path / str(runs)
+        ended = False
+        while killer.kills < wanted and not ended:
+            ended = killer.run([*asked, f"--workdir={workdir}"], workdir)
+        if not ended:
+            run([*asked, f"--workdir={workdir}"])
+        for name in ("summary.json", "metrics.jsonl", "report.md"):
+            assert (workdir / name).read_bytes() == (tmp_path / "0" / name).read_bytes(), name
+        starts = json.loads((workdir / "run.json").read_text())["starts"]
+        unended = sum("ended" not in start for start in starts)
+        assert unended <= killer.kills - killed  # some did not live to be recorded
+        if unended:
+            page = (workdir / "report.html").read_text()
+            assert f"not counted: {unended} without an end" in page
+    with capsys.disabled():
+        print(
+            f"\n{killer.kills} kills of {runs} runs, {killer.saving} in a save,"
+            f" {killer.starting} before a new row"
+        )
+    assert killer.saving >= wanted // 50
 
 
 def test_run_directory(unbroken):

@@ -163,6 +163,8 @@ def test_stopped_and_killed_in_every_way(unbroken, tmp_path):
     alone.send_signal(signal.SIGTERM)
     status, said = ended(alone)
     assert status == 42, said
+    (begun,) = json.loads((workdir / "run.json").read_text())["starts"]
+    assert begun["at"] <= begun["ended"]
     assert 30 <= saved() == rounds() < ROUNDS
 
     pair = start_two(workdir)

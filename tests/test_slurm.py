@@ -185,3 +185,28 @@ def test_a_trial_that_asks_for_it_is_requeued(cluster, tmp_path):
     log = (folder / "logs" / "run.seed=3.log").read_text()
     assert len(re.findall(r"^\$ .* -m launch.main", log, re.M)) == 2
     assert rounds(folder / "trials" / "run.seed=3") == 8
+
+
+def test_one_job_of_two_processes(cluster, tmp_path):
+    """P0's experiment in strict mode finds, byte for byte, what one process with two devices finds.
+
+    With FEDPRUNE_P0=fast it is the variant ``fast`` as it is, else one with a small network.
+    """
+    whole = os.environ.get("FEDPRUNE_P0") == "fast"
+    command = [sys.executable, "-m", "launch.main", "--config=experiments/ota_pruning.py:fast"]
+    command += ["--config.mesh.devices=2", "--config.mesh.reduction=strict"]
+    if not whole:
+        command += ["--config.model.name=mlp", "--config.model.hidden=8,", "--config.run.seeds=1"]
+        command += ["--config.local.steps=1", "--config.local.batch=4", "--config.ratios=0.9,"]
+    together, alone = (tmp_path / name for name in ("together", "alone"))
+    step = ["srun", "--ntasks=2", "--cpus-per-task=1", "--mpi=none", "--kill-on-bad-exit=1"]
+    for prefix, more in ((step, [f"--workdir={together}", "--distributed"]),
+                         ([], [f"--workdir={alone}"])):  # fmt: skip
+        ended = subprocess.run(
+            [*prefix, *command, *more], cwd=ROOT, env=cluster, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, ended.stderr
+    (begun,) = json.loads((together / "run.json").read_text())["starts"]
+    assert begun["processes"] == 2
+    for name in ("summary.json", "metrics.jsonl", "report.md"):
+        assert (together / name).read_bytes() == (alone / name).read_bytes(), name

@@ -459,6 +459,9 @@ def test_trials_as_arms_of_one_program(tmp_path, dataset):
     assert found[0]["train_loss"] == pytest.approx(wanted[0]["train_loss"], rel=1e-5)
     assert json.loads((folder / "config.json").read_text())["run"]["seed"] == 4
     assert (folder / "report.md").exists()
+    assert "1 start</dd>" in (folder / "report.html").read_text()
+    (begun,) = json.loads((folder / "run.json").read_text())["starts"]
+    assert begun["at"] <= begun["ended"]
 
 
 def test_what_a_process_has_only_once_makes_batches():
