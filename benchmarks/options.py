@@ -5,7 +5,8 @@
 Of fedprune on W1 and W3, each as ``benchmarks.run`` times frameworks: number of virtual CPU
 devices, clients in a chunk, examples at once, type of arithmetic, rounds in a call, and buffers of
 the state given away; on W4, examples at once. In one process: the forms of a convolution and of
-pooling under ``vmap`` over clients and ``scan`` over steps. Prints a JSON line for each setting.
+pooling under ``vmap`` over clients and ``scan`` over steps, and test examples that are evaluated
+at once. Prints a JSON line for each setting.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from absl import app
 from jax import lax
 
 from benchmarks import machine, run
-from fedprune import backend, nn
+from fedprune import backend, data, mesh, models, nn
+from fedprune import run as fp_run
 
 CORES = len(os.sched_getaffinity(0))
 SETTINGS = {
@@ -108,7 +110,28 @@ def trained(layer: Callable[[jax.Array, jax.Array], jax.Array], c: int, d: int) 
 
 def forms(kind: str, layers: dict[str, Callable], turns: int) -> list[dict]:
     """Forms of a layer, in turns."""
-    calls = {name: trained(layer, 8, 16) for name, layer in layers.items()}
+    return compared(kind, {name: trained(layer, 8, 16) for name, layer in layers.items()}, turns)
+
+
+def evaluations(examples: int, turns: int) -> list[dict]:
+    """Numbers of test examples at once, for W1's network; the first is the default."""
+    dataset = data.first(data.load("fashion_mnist_10k"), examples)
+    _, test = data.federate(dataset, data.iid(1)(dataset.y_train, dataset.y_test, seed=0))
+    model = models.cnn((32, 64), 5, (128,))
+    params = jax.tree.map(lambda leaf: leaf[None], model.init(jax.random.key(0)))
+    key = jax.random.key(0)[None]
+
+    def timed(batch: int | None) -> Callable:
+        as_sent = lambda _: lambda key, params, mask: params
+        call = fp_run.delivery(model, mesh.make(), as_sent, draws=1, batch=batch)
+        return lambda: jax.block_until_ready(call((), key, params, (), test))
+
+    calls = {str(batch or "default"): timed(batch) for batch in (None, 25, 50, 100, 200, 500)}
+    return compared("evaluation, examples at once", calls, turns)
+
+
+def compared(kind: str, calls: dict[str, Callable], turns: int) -> list[dict]:
+    """Times over that of the first."""
     times = machine.in_turns(calls, turns)
     first = median(next(iter(times.values())))
     return [
@@ -127,6 +150,7 @@ def main(_) -> None:
     suffix = ":smoke" if run.SMOKE.value else ""
     rows = forms("convolution", CONVOLUTIONS, turns)
     rows += forms("pooling", {k: lambda x, _, f=f: f(x) for k, f in POOLS.items()}, turns)
+    rows += evaluations(200 if suffix else 2000, turns)
     for workload in ("W1", "W3"):
         rows += engine(workload + suffix, turns, SETTINGS)
     batches = {name: SETTINGS[name] for name in ("default", "whole batches")}

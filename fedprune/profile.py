@@ -9,15 +9,14 @@ device that waits for the others in a reduction spends that time in ``mesh``.
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from jax.profiler import ProfileData
 
 STAGES = {
     "local": "local training",
@@ -59,15 +58,15 @@ def by_stage(folder: Path, program: str) -> dict[str, float]:
     Raises:
       FileNotFoundError: no trace is there.
     """
-    traces = sorted(folder.rglob("*.trace.json.gz"))
+    traces = sorted(folder.rglob("*.xplane.pb"))  # the one for browsers ends at a million events
     if not traces:
         raise FileNotFoundError(f"no trace in {folder}")
-    with gzip.open(traces[-1]) as file:
-        events = json.load(file)["traceEvents"]
     stage = stages(program)
     seconds: dict[str, float] = defaultdict(float)
-    for name, microseconds in _own_times(events):
-        seconds[stage.get(name, OTHER)] += 1e-6 * microseconds
+    for plane in ProfileData.from_file(str(traces[-1])).planes:
+        for thread in plane.lines:
+            for name, nanoseconds in _own_times(_operations(thread)):
+                seconds[stage.get(name, OTHER)] += 1e-9 * nanoseconds
     return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 
@@ -131,22 +130,33 @@ def _stacks(program: str) -> dict[int, list[tuple[str, str]]]:
     return stacks
 
 
-def _own_times(events: list[dict]) -> list[tuple[str, float]]:
-    """(operation, microseconds) without the operations that ran inside it on its thread."""
-    threads = defaultdict(list)
-    for event in events:
-        if event.get("ph") == "X" and "hlo_op" in event.get("args", {}):
-            threads[event["pid"], event["tid"]].append(event)
+class Operation(NamedTuple):
+    """What a thread did, from its begin to its end in ns."""
+
+    name: str
+    begin: float
+    end: float
+
+
+def _operations(thread: Any) -> list[Operation]:
+    """Those of compiled programs; other events are left out."""
+    found = []
+    for event in thread.events:
+        name = dict(event.stats).get("hlo_op")
+        if name is not None:
+            found.append(Operation(name, event.start_ns, event.start_ns + event.duration_ns))
+    return found
+
+
+def _own_times(operations: list[Operation]) -> list[tuple[str, float]]:
+    """(operation, ns) without the operations that ran inside it, for those of one thread."""
     own = []
-    for thread in threads.values():
-        thread.sort(key=lambda e: (e["ts"], -e["dur"]))
-        inside: list[list] = []  # [operation, end, own time] of what is under way
-        for event in thread:
-            while inside and inside[-1][1] <= event["ts"]:
-                name, _, time = inside.pop()
-                own.append((name, time))
-            if inside:
-                inside[-1][2] -= event["dur"]
-            inside.append([event["args"]["hlo_op"], event["ts"] + event["dur"], event["dur"]])
-        own += [(name, time) for name, _, time in inside]
-    return own
+    inside: list[list] = []  # [name, end, own time] of what is under way
+    for name, begin, end in sorted(operations, key=lambda o: (o.begin, -o.end)):
+        while inside and inside[-1][1] <= begin:
+            last, _, time = inside.pop()
+            own.append((last, time))
+        if inside:
+            inside[-1][2] -= end - begin
+        inside.append([name, end, end - begin])
+    return own + [(name, time) for name, _, time in inside]

@@ -80,14 +80,14 @@ def head(arms: PyTree, count: int) -> PyTree:
 
 
 def evaluation(
-    model: Model, layout: mesh.Layout, batch: int = 500, pruned: bool = True
+    model: Model, layout: mesh.Layout, batch: int | None = None, pruned: bool = True
 ) -> Evaluate:
     """Accuracy and loss on all test examples, spread over the devices of the clients axis.
 
     Args:
       model: the network.
       layout: devices.
-      batch: examples at a time.
+      batch: examples at a time; None: what is fast on this backend.
       pruned: whether the global model is evaluated with the last round's mask.
     """
 
@@ -104,7 +104,7 @@ def delivery(
     layout: mesh.Layout,
     receive: Callable[[PyTree], Callable[[Key, Params, Mask], Params]],
     draws: int,
-    batch: int = 500,
+    batch: int | None = None,
 ) -> mesh.Compiled:
     """Accuracy of models as receivers have them, over many draws of the channel.
 
@@ -114,7 +114,7 @@ def delivery(
       receive: hyper -> (key, params, mask) -> the network's params at the receiver, such as
         ``Downlink.send`` of ``link.analog``.
       draws: of the channel, one after another.
-      batch: test examples at a time.
+      batch: test examples at a time; None: what is fast on this backend.
 
     Returns:
       (hyper [A], key [A], params [A], masks [A], test) -> accuracies [A, draws] of A cases. Draw i
@@ -150,9 +150,11 @@ def delivery(
 
 
 def _measuring(
-    model: Model, layout: mesh.Layout, batch: int
+    model: Model, layout: mesh.Layout, batch: int | None
 ) -> Callable[[Params, Clients], Metrics]:
     """(params, test) -> accuracy and loss, inside ``mesh.spread``."""
+    if batch is None:  # on CPU so few that a CNN's activations stay in cache
+        batch = 100 if jax.default_backend() == "cpu" else 500
 
     def measure(params: Params, test: Clients) -> Metrics:
         n = test.labels.shape[0]

@@ -1,13 +1,12 @@
 """Time by stage: by hand, and of a real round."""
 
-import gzip
-import json
 import re
 import time
 
 import jax
 import optax
 import pytest
+from jax.profiler import ProfileData
 
 import fedprune as fp
 from fedprune import profile
@@ -70,24 +69,36 @@ def test_stages_by_hand(shift):
 def test_own_times_by_hand(tmp_path):
     """An operation's time is without those inside it; threads are apart; other events are left."""
 
-    def event(name, start, duration, tid=1):
-        args = {"hlo_op": name}
-        return {"ph": "X", "pid": 1, "tid": tid, "ts": start, "dur": duration, "args": args}
+    names = ["test", "dense", "select.1", "unknown"]
 
-    events = [
-        event("test", 0, 100),
-        event("dense", 10, 30),
-        event("select.1", 12, 5),
-        event("dense", 50, 20),
-        event("dense", 0, 7, tid=2),
-        event("unknown", 200, 9),
-        {"ph": "X", "pid": 1, "tid": 1, "ts": 1, "dur": 98, "args": {}},
+    def event(name, start, duration):
+        stat = f'stats {{ metadata_id: 1 str_value: "{name}" }}' if name in names else ""
+        number = 1 + names.index(name) if name in names else 9
+        times = f"offset_ps: {1000 * start} duration_ps: {1000 * duration}"
+        return f"events {{ metadata_id: {number} {times} {stat} }}"
+
+    threads = [
+        [
+            event("test", 0, 100),
+            event("dense", 10, 30),
+            event("select.1", 12, 5),
+            event("dense", 50, 20),
+            event("unknown", 200, 9),
+            event("no operation", 1, 98),
+        ],
+        [event("dense", 0, 7)],
     ]
-    with gzip.open(tmp_path / "a.trace.json.gz", "wt") as file:
-        json.dump({"traceEvents": events}, file)
+    lines = "".join(f"lines {{ id: {i} {' '.join(t)} }}" for i, t in enumerate(threads))
+    told = "".join(
+        f'event_metadata {{ key: {i} value {{ id: {i} name: "{name}" }} }}'
+        for i, name in [*enumerate(names, 1), (9, "no operation")]
+    )
+    stat = 'stat_metadata { key: 1 value { id: 1 name: "hlo_op" } }'
+    space = ProfileData.text_proto_to_serialized_xspace(f"planes {{ {lines} {told} {stat} }}")
+    (tmp_path / "a.xplane.pb").write_bytes(space)
     got = profile.by_stage(tmp_path, program())
     want = {"evaluation": 50, "local training": 52, "pruning": 5, "not attributed": 9}
-    assert got == pytest.approx({k: 1e-6 * v for k, v in want.items()})
+    assert got == pytest.approx({k: 1e-9 * v for k, v in want.items()})
 
 
 def test_a_real_round(dataset, tmp_path):
