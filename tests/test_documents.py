@@ -4,6 +4,7 @@ import ast
 import importlib
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -12,9 +13,11 @@ from pathlib import Path
 import jax
 import nbformat
 import pytest
+from absl.flags import FLAGS
 from nbclient import NotebookClient
 
 from fedprune import config
+from launch import grid, main, report, sweep
 
 ROOT = Path(__file__).parents[1]
 HOWTO = ROOT / "docs" / "howto"
@@ -27,6 +30,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 EXAMPLES = blocks(ROOT / "README.md", "python")
 PAGES = sorted(page for page in HOWTO.glob("*.md") if page.name != "README.md")
+WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 PROMISES = (ROOT / "docs" / "promises.md").read_text()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LAUNCHES = [
@@ -34,7 +38,7 @@ LAUNCHES = [
     for page in (ROOT / "README.md", ROOT / "docs" / "performance.md", *PAGES)
     for block in blocks(page, "sh")
     for line in re.sub(r"\\\n *", "", block).splitlines()
-    if "launch.main" in line
+    if "-m launch." in line
 ]
 spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "pages.py")
 pages = importlib.util.module_from_spec(spec)
@@ -58,7 +62,9 @@ def test_there_are_examples():
     assert EXAMPLES
     assert NOTEBOOKS
     assert PAGES
-    assert LAUNCHES
+    assert {line.partition("launch.")[2].split()[0] for line in LAUNCHES} == {
+        "main", "sweep", "report",
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -70,7 +76,7 @@ def quickly_compiled():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.stem)
 def test_howto(page, monkeypatch, tmp_path, quickly_compiled):
     """The frame of the how-to pages and one of them, on one device and with JAX's own defaults."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
@@ -82,17 +88,38 @@ def test_howto(page, monkeypatch, tmp_path, quickly_compiled):
 
 
 @pytest.mark.parametrize("line", sorted(set(LAUNCHES)))
-def test_launch_lines(line):
-    """Experiment and flags exist, and the configuration is one that is allowed."""
-    flags = dict(re.findall(r"--([\w.]+)(?:=(\S+))?", line))
-    defined = re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", (ROOT / "launch" / "main.py").read_text())
-    assert {name.partition(".")[0] for name in flags} <= set(defined)
-    file, _, variant = flags["config"].partition(":")
+def test_launch_lines(line, tmp_path, monkeypatch, capsys):
+    """Flags exist and take these values, and configuration and grid are ones that are allowed."""
+    command = line.partition("-m launch.")[2].partition(" || ")[0]
+    name, *arguments = shlex.split(command, comments=True)
+    if name == "report":
+        monkeypatch.chdir(tmp_path)  # where none of the folders is
+        assert report.main([name, *arguments]) == 2
+        assert ": there is no such folder" in capsys.readouterr().err
+        return
+    assert all(argument.startswith("--") for argument in arguments)
+    given = dict(argument[2:].partition("=")[::2] for argument in arguments)
+    own = {"main": main, "sweep": sweep}[name].__name__
+    for flag, value in given.items():
+        if not flag.startswith("config"):
+            flag = flag if flag in FLAGS else flag.removeprefix("no")
+            assert FLAGS.find_module_defining_flag(flag) == own or flag == "workdir"
+            if value:
+                FLAGS[flag].parser.parse(value)
+            else:
+                assert FLAGS[flag].boolean
+    assert "workdir" in given or "help_config" in given
+    if "config" not in given:
+        assert name == "sweep"
+        assert "grid" not in given
+        return
+    file, _, variant = given["config"].partition(":")
     module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
-    changes = {name[7:]: value for name, value in flags.items() if name.startswith("config.")}
-    config.validate(
-        config.override(module.get_config(variant), {k: said(v) for k, v in changes.items()})
-    )
+    changes = {flag[7:]: said(v) for flag, v in given.items() if flag.startswith("config.")}
+    found = config.override(module.get_config(variant), changes)
+    config.validate(found)
+    if name == "sweep":
+        grid.check(found, grid.parse(given["grid"], found), module.arms)
 
 
 def said(value: str):
