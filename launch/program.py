@@ -15,7 +15,7 @@ from typing import Any
 
 from fedprune import backend, page
 from fedprune import config as cfg
-from fedprune.writer import Metrics, Row, RunDirectory
+from fedprune.writer import Metrics, Row, RunDirectory, RunDirectoryError
 from launch import trials
 from launch.grid import Trial
 from launch.trials import Sweep
@@ -52,34 +52,51 @@ def plan(module: ModuleType, config: cfg.Config, batch: Sequence[Trial]):
 
 
 def run(sweep: Sweep, module: ModuleType, config: cfg.Config, todo: Sequence[Trial]) -> None:
-    """Runs trials to their end, resuming what was interrupted.
-
-    Raises:
-      ConfigError, DataError, CheckpointError, RunDirectoryError: as a run of its own would.
-    """
-    from fedprune import experiment
+    """Runs trials to their end, resuming what was interrupted. What one plan cannot do (data that
+    are missing, a checkpoint that cannot be read) is noted for its trials; the others go on."""
+    from fedprune import checkpoint, data
 
     for batch in batches(config, todo):
-        began = time.monotonic()
-        shared, arms = plan(module, config, batch)
-        ready = experiment.plan(shared, arms)
-        for trial in batch:
-            with _directory(sweep, config, trial) as own:
-                own.record(backend.environment())
-        about = {"config": cfg.to_json(shared), "arms": {a.name: dict(a.overrides) for a in arms}}
-        names = hashlib.sha256("\n".join(trial.name for trial in batch).encode()).hexdigest()
-        with RunDirectory(sweep.folder / "programs" / names[:8], about) as directory:
-            directory.record(backend.environment())
-            rows = experiment.execute(ready, directory)
-        for trial in batch:
-            mine = [
-                row | {"arm": row["arm"].removeprefix(f"{trial.name}/")}
-                for row in rows
-                if row["arm"].startswith(f"{trial.name}/")
-            ]
-            with _directory(sweep, config, trial) as own:
-                _write(own, module, cfg.override(config, trial.values), mine)
-            trials.record(sweep, trial, 0, time.monotonic() - began)
+        try:
+            _run_batch(sweep, module, config, batch)
+        except (
+            cfg.ConfigError,
+            data.DataError,
+            checkpoint.CheckpointError,
+            RunDirectoryError,
+            page.RunError,
+            ValueError,
+        ) as e:
+            for trial in batch:
+                trials.failed(sweep, trial, e)
+
+
+def _run_batch(
+    sweep: Sweep, module: ModuleType, config: cfg.Config, batch: Sequence[Trial]
+) -> None:
+    from fedprune import experiment
+
+    began = time.monotonic()
+    shared, arms = plan(module, config, batch)
+    ready = experiment.plan(shared, arms)
+    for trial in batch:
+        trials.record(sweep, trial, None)
+        with _directory(sweep, config, trial) as own:
+            own.record(backend.environment())
+    about = {"config": cfg.to_json(shared), "arms": {a.name: dict(a.overrides) for a in arms}}
+    names = hashlib.sha256("\n".join(trial.name for trial in batch).encode()).hexdigest()
+    with RunDirectory(sweep.folder / "programs" / names[:8], about) as directory:
+        directory.record(backend.environment())
+        rows = experiment.execute(ready, directory)
+    for trial in batch:
+        mine = [
+            row | {"arm": row["arm"].removeprefix(f"{trial.name}/")}
+            for row in rows
+            if row["arm"].startswith(f"{trial.name}/")
+        ]
+        with _directory(sweep, config, trial) as own:
+            _write(own, module, cfg.override(config, trial.values), mine)
+        trials.record(sweep, trial, 0, time.monotonic() - began)
 
 
 def _directory(sweep: Sweep, config: cfg.Config, trial: Trial) -> RunDirectory:

@@ -42,7 +42,7 @@ class Options(NamedTuple):
     jobs: int | None = None
     """most at a time"""
     restarts: int = 100
-    """most requeues after exit status 42"""
+    """most requeues after exit status 42, and most for lack of time"""
 
 
 class Job:
@@ -89,7 +89,7 @@ def submit(sweep: Sweep, todo: Sequence[Trial], options: Options) -> dict[str, s
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError
 
-    executor = SlurmExecutor(_place(sweep))
+    executor = SlurmExecutor(_place(sweep), max_num_timeout=options.restarts)
     executor.update_parameters(**_parameters(sweep, options))
     ids = submitted(sweep)
     for first in range(0, len(todo), LONGEST_ARRAY):

@@ -64,7 +64,10 @@ JOBS = flags.DEFINE_integer(
     "jobs", None, "trials at a time; local: 1 unless given; slurm: as many as start", lower_bound=1
 )
 RESTARTS = flags.DEFINE_integer(
-    "max_restarts", 100, "most restarts of a trial that ends with status 42", lower_bound=0
+    "max_restarts",
+    100,
+    "most restarts of a trial that asks for it or whose time is over",
+    lower_bound=0,
 )
 
 # Slurm.
@@ -336,12 +339,7 @@ def _program(sweep: Sweep, config: cfg.Config, module, todo: Sequence[Trial]) ->
     for noisy in ("jax", "matplotlib", "absl", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     backend.configure(config.mesh.devices)
-    from fedprune import checkpoint, data, page
-
-    try:
-        program.run(sweep, module, config, todo)
-    except (data.DataError, checkpoint.CheckpointError, page.RunError, ValueError) as e:
-        raise RuntimeError(str(e)) from e
+    program.run(sweep, module, config, todo)
     return True
 
 

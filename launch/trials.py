@@ -140,6 +140,14 @@ def record(sweep: Sweep, trial: Trial, status: int | None, seconds: float | None
     write_json(file, {"status": status, "seconds": seconds})
 
 
+def failed(sweep: Sweep, trial: Trial, error: Exception) -> None:
+    """Notes that a trial without a process of its own could not be finished, and why."""
+    if state(sweep, trial).word != "finished":
+        record(sweep, trial, 1)
+        with sweep.log(trial).open("a") as file:
+            print(f"error: {' '.join(str(error).split())}", file=file)
+
+
 def forget(sweep: Sweep, trial: Trial) -> None:
     """Drops what is noted of a trial's last process: the trial is waiting again."""
     _outcome(sweep, trial).unlink(missing_ok=True)

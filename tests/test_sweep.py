@@ -464,6 +464,20 @@ def test_trials_as_arms_of_one_program(tmp_path, dataset):
     assert begun["at"] <= begun["ended"]
 
 
+def test_a_plan_that_cannot_be_made_leaves_the_others_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv("FEDPRUNE_DATA", raising=False)
+    config = cfg.override(CONFIG, {"run.rounds": 5, "mesh.devices": 1})
+    made = asked(tmp_path / "s", "data.name=mnist,fashion_mnist_10k", config)
+    trials.write(made)
+    program.run(made, single, config, made.trials())
+    (left,) = unfinished(made)
+    assert left.values == {"data.name": "mnist"}
+    says = trials.fault(made, left)
+    assert says.startswith("data.name=mnist: exit status 1; ")
+    assert "ends with: error: data.name='mnist' was not found" in says
+    assert not made.run_directory(left).exists()
+
+
 def test_what_a_process_has_only_once_makes_batches():
     config = ota_pruning.get_config("fast")
     made = asked(Path("/nowhere"), "run.rounds=24,30 ratios=[0.3],[0.9] uplink.snr_db=0,5", config)
