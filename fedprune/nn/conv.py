@@ -285,7 +285,8 @@ def _on_cpu(kind: Kind, a, b, window: Window):
     if places == 1 or (kind == "input" and min(channels) >= 256):
         return _BY_PLACE[kind](a, b, window)
     if kind == "out" and _slow_channels(*channels):
-        return _out(*_with_channel(a, b), window)
+        a, b = _with_channel(a, b)
+        return _out(a, b, window)
     if kind == "kernel" and (places <= 9 or channels[0] <= 4) and _can_be_tall(b, window):
         return _kernel_tall(a, b, window)
     return _FORMS[kind](a, b, window)
