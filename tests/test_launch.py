@@ -140,8 +140,9 @@ class Killer:
         process.kill()
         process.wait()
         self.kills += 1
-        self.saving += in_a_save(workdir)
-        self.starting += lines(metrics) <= before
+        new = lines(metrics) > before  # else a save that shows is an earlier one
+        self.saving += new and in_a_save(workdir)
+        self.starting += not new
         return False
 
 
