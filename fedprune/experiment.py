@@ -91,6 +91,8 @@ def _program(
     def algorithm(values: dict[str, jax.Array]):
         return build.algorithm(cfg.override(config, values), network, layout)
 
+    algorithm({})  # stages that do not fit each other are refused before there is a directory
+
     @functools.cache
     def federation() -> data.Federation:
         split = build.partitioner(config.data, dataset)

@@ -51,7 +51,8 @@ class RunDirectory:
 
     Raises:
       RunDirectoryError: another process uses it, it belongs to another configuration, it is not
-        empty and not a run directory, or ``resume_from`` cannot be continued. Nothing is written.
+        empty and not a run directory, it cannot be made, or ``resume_from`` cannot be continued.
+        Nothing is written.
     """
 
     def __init__(
@@ -76,8 +77,12 @@ class RunDirectory:
         with contextlib.ExitStack() as stack:
             if source is not None and not begun:
                 stack.enter_context(_open_source(source, self.path, config, free))
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = locked((self.path / LOCK).open("w"), f"workdir={self.path}")
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock = (self.path / LOCK).open("w")
+            except OSError as e:
+                raise RunDirectoryError(f"workdir={self.path}: cannot be used ({e})") from e
+            self._lock = locked(lock, f"workdir={self.path}")
             if not begun:
                 try:
                     self._begin(config, source)
@@ -156,26 +161,31 @@ class Metrics:
         self._open: dict[str, SummaryWriter] = {}
 
     def rows(self) -> list[Row]:
-        """All rows so far; a last line that was cut off is left out."""
+        """All rows so far; a last line that was cut off is left out.
+
+        Raises:
+          RunDirectoryError: another line is damaged.
+        """
         if not self._path.exists():
             return []
-        rows = []
-        for line in self._path.read_text().splitlines():
+        rows, lines = [], self._path.read_text(errors="replace").splitlines()
+        for number, line in enumerate(lines, 1):
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+            except json.JSONDecodeError as e:
+                if number < len(lines):
+                    raise RunDirectoryError(f"{self._path}: line {number} is damaged") from e
         return rows
 
     def keep(self, wanted: Callable[[Row], bool]) -> None:
-        """Drops the rows that are not wanted, and anything after a damaged line."""
+        """Drops the rows that are not wanted, and a last line that was cut off."""
         lines = (json.dumps(row) + "\n" for row in self.rows() if wanted(row))
         write_text(self._path, "".join(lines))
 
     def write(self, rows: Iterable[Row]) -> None:
         """Appends rows; on disk when it returns. NaN and infinities become null."""
         rows = [{k: _finite(v) for k, v in row.items()} for row in rows]
-        with self._path.open("a") as f:
+        with _naming(self._path), self._path.open("a") as f:
             f.writelines(json.dumps(row) + "\n" for row in rows)
             f.flush()
             os.fsync(f.fileno())
@@ -206,11 +216,22 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a file in one step, likewise."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.replace(path)
+    with _naming(path):
+        with temporary.open("w") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An error in it says which file it is about, which a full disk does not."""
+    try:
+        yield
+    except OSError as e:
+        e.filename = e.filename or str(path)
+        raise
 
 
 def _finite(value: Any) -> Any:
@@ -251,7 +272,7 @@ def set_aside(paths: Iterable[Path], folder: Path) -> Path:
 
 def _foreign(path: Path) -> bool:
     """Whether a directory without a configuration is not one that was killed while it was made."""
-    return path.exists() and any(path.iterdir()) and not (path / LOCK).exists()
+    return path.is_dir() and any(path.iterdir()) and not (path / LOCK).exists()
 
 
 def locked(file: IO[str], owner: str) -> IO[str]:

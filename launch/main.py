@@ -78,8 +78,8 @@ class UsageError(Exception):
 def main(argv: Sequence[str]) -> int:
     """Returns the exit status.
 
-    0; 2 for bad usage; 1 for unusable data or directories, and for processes that do not fit each
-    other; 42 if the same command goes on: after SIGTERM, or when another process is lost.
+    0; 2 for bad usage; 1 for unusable data or directories, a full disk, and processes that do not
+    fit each other; 42 if the same command goes on: after SIGTERM, or when another process is lost.
     """
     try:
         given = parse(argv)
@@ -151,9 +151,13 @@ def _run(config: cfg.Config, workdir: str) -> int:
             directory.record(backend.environment())
             return directory
 
+        directory = None
         try:
-            module = importlib.import_module(config.experiment)
-            plan = processes.together(lambda: experiment.plan(config, module.arms(config)))
+            try:
+                module = importlib.import_module(config.experiment)
+                plan = processes.together(lambda: experiment.plan(config, module.arms(config)))
+            except ValueError as e:  # ConfigError is one; later it is no matter of usage
+                return refuse(e, 2)
             processes.require_same(lambda: _facts(plan))
             if PROFILE.value:
                 print(_profile(plan, Path(workdir)))
@@ -168,14 +172,13 @@ def _run(config: cfg.Config, workdir: str) -> int:
                 page.write([directory.path], directory.path / page.NAME)
                 files = "report.md, report.html, summary.json, figures/, metrics.jsonl"
                 print(f"Results in {directory.path}: {files}")
-        except (cfg.ConfigError, ValueError) as e:
-            return refuse(e, 2)
         except (
             data.DataError,
             writer.RunDirectoryError,
             checkpoint.CheckpointError,
             processes.ProcessesError,
             page.RunError,
+            OSError,
         ) as e:
             return refuse(e, 1)
         except loop.Stopped as e:
