@@ -166,6 +166,16 @@ def test_reference_has_every_public_name():
         assert module.__doc__.splitlines()[0].split("``")[0].split("_")[0] in text
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_headings_of_notebooks(path):
+    """A title, then sections."""
+    cells = nbformat.read(path, as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    levels = [len(marks) for marks in re.findall(r"^(#+) ", text, re.M)]
+    assert levels[0] == 1
+    assert set(levels[1:]) == {2}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook(path):
