@@ -112,11 +112,12 @@ def _name(ratio: float) -> str:
 def report(config: HflPruning, rows: Sequence[Row], folder: Path) -> str:
     """Writes summary, table and figures; returns the text to print."""
     names = [arm.name for arm in arms(config)]
+    losses = {name: rp.interval(rp.final(rows, name, "test_loss")) for name in names}
     body = [
         [
             name,
             str(rp.interval(100 * rp.final(rows, name, "test_accuracy"))),
-            str(rp.interval(rp.final(rows, name, "test_loss"))),
+            f"{losses[name].mean:.3f} ± {losses[name].half:.3f}",
         ]
         for name in names
     ]
