@@ -34,11 +34,10 @@ WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 PROMISES = (ROOT / "docs" / "promises.md").read_text()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LAUNCHES = [
-    line
-    for page in (ROOT / "README.md", ROOT / "docs" / "performance.md", *PAGES)
-    for block in blocks(page, "sh")
-    for line in re.sub(r"\\\n *", "", block).splitlines()
-    if "-m launch." in line
+    line.strip()
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    for line in re.sub(r"\\\n *", "", page.read_text()).splitlines()
+    if re.match(r" *(srun .*)?\.venv/bin/python -m launch\.", line)
 ]
 spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "pages.py")
 pages = importlib.util.module_from_spec(spec)
