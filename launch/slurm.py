@@ -1,7 +1,8 @@
 """Trials as an array of Slurm jobs, through submitit.
 
 A job that Slurm preempts is requeued by Slurm, and one whose run ends with status 42 by itself;
-either then resumes from its checkpoints. Before a job's time is over, submitit requeues it.
+either then resumes from its checkpoints. 90 seconds before a job's time is over, Slurm sends it
+SIGUSR2, for which submitit asks; the run saves and ends with status 42.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from fedprune.writer import write_json
 from launch import trials
@@ -24,6 +25,10 @@ from launch.trials import ROOT, Sweep
 
 LONGEST_ARRAY = 1000
 """Slurm's MaxArraySize is 1001 unless it is set"""
+
+
+PATIENCE = 60
+"""seconds that a run has to save after SIGUSR2, before its job is requeued all the same"""
 
 
 class Options(NamedTuple):
@@ -54,9 +59,28 @@ class Job:
     def __call__(self) -> None:
         sweep = trials.read(self.folder)
         trial = next(t for t in sweep.trials() if t.name == self.name)
+        running: list[subprocess.Popen] = []
         stopped = []
+
+        def time_is_nearly_over(*_: object) -> None:
+            signal.alarm(PATIENCE)
+            for process in running:  # Slurm has told it, too, unless only this process was meant
+                process.send_signal(signal.SIGUSR2)
+
+        def time_is_over(*_: object) -> NoReturn:
+            raise TimeoutError
+
         signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
-        status = trials.run(sweep, trial)
+        signal.signal(signal.SIGALRM, time_is_over)
+        signal.signal(signal.SIGUSR2, time_is_nearly_over)
+        try:
+            status = trials.run(sweep, trial, started=running.append)
+        except TimeoutError:
+            status = RETRY
+        signal.alarm(0)
+        if status == -signal.SIGUSR2:  # it came before the run listened, or during its report
+            trials.record(sweep, trial, None)
+            status = RETRY
         if stopped:
             # Slurm preempts the job and requeues it, or somebody has cancelled it: not our affair.
             trials.record(sweep, trial, None)
@@ -65,12 +89,6 @@ class Job:
             time.sleep(600)  # Slurm ends this process
         if status:
             raise RuntimeError(f"{self.name}: exit status {status}")
-
-    def checkpoint(self) -> Any:
-        """What submitit puts into the queue again when the job's time is nearly over."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
 
 
 def _own_id() -> str:
@@ -89,7 +107,7 @@ def submit(sweep: Sweep, todo: Sequence[Trial], options: Options) -> dict[str, s
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError
 
-    executor = SlurmExecutor(_place(sweep), max_num_timeout=options.restarts)
+    executor = SlurmExecutor(_place(sweep))
     executor.update_parameters(**_parameters(sweep, options))
     ids = submitted(sweep)
     for first in range(0, len(todo), LONGEST_ARRAY):

@@ -72,7 +72,7 @@ RESTARTS = flags.DEFINE_integer(
 
 # Slurm.
 PARTITION = flags.DEFINE_string("partition", None, "slurm: partition")
-TIME = flags.DEFINE_integer("time", 60, "slurm: minutes until a job is requeued", lower_bound=1)
+TIME = flags.DEFINE_integer("time", 60, "slurm: minutes until a job is requeued", lower_bound=5)
 CPUS = flags.DEFINE_integer("cpus", None, "slurm: cores of a job", lower_bound=1)
 MEMORY = flags.DEFINE_float("memory", None, "slurm: GB of a job", lower_bound=0.01)
 GPUS = flags.DEFINE_integer("gpus", None, "slurm: GPUs of a job", lower_bound=0)

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -323,6 +324,59 @@ def test_the_table_on_a_terminal(standing):
     shown.show()
     again = stream.getvalue().removeprefix(text)
     assert again == f"\x1b[{text.count(chr(10))}F\x1b[J{text}"
+
+
+# Slurm jobs, without Slurm -----
+
+JOB = """
+import shlex, sys
+from pathlib import Path
+from launch import slurm, trials
+run, patience, restarts = sys.argv[2:]
+trials.Sweep.command = lambda self, trial: ["bash", "-c", run]
+slurm.PATIENCE = int(patience)
+slurm.Job(Path(sys.argv[1]), "run.seed=0", int(restarts))()
+"""
+SAVES = "trap 'exit 42' USR2; echo here; while :; do sleep 0.05; done"
+TOO_SLOW = "trap '' USR2; echo here; sleep 10"
+DEAF = "echo here; exec sleep 60"
+
+
+def job(folder, run: str, restarts: int = 100, patience: int = 60) -> tuple[int, str, str]:
+    """Runs trial 0 as a job until its time is nearly over; exit status, what it asked of Slurm, and
+    what is said of the trial."""
+    made = trials.Sweep(folder, (), {}, {"run.seed": (0,)})
+    trials.write(made)
+    (trial,) = made.trials()
+    asked = folder / "asked"
+    asked.write_text("")
+    scontrol = folder / "scontrol"  # a stand-in that ends the job, as Slurm does
+    scontrol.write_text(f'#!/bin/bash\necho "$@" >> {asked}; kill -9 $PPID\n')
+    scontrol.chmod(0o755)
+    found = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    command = [sys.executable, "-c", JOB, str(folder), run, str(patience), str(restarts)]
+    process = subprocess.Popen(command, cwd=ROOT, env=found)
+    log = made.log(trial)
+    log.unlink(missing_ok=True)
+    try:
+        while not log.exists() or "\nhere" not in log.read_text():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGUSR2)
+        status = process.wait(120)
+    finally:
+        process.kill()
+    return status, asked.read_text(), trials.fault(made, trial)
+
+
+@pytest.mark.parametrize(
+    ("run", "patience"), [(SAVES, 60), (TOO_SLOW, 1), (DEAF, 60)], ids=["saves", "slow", "deaf"]
+)
+def test_a_job_whose_time_is_nearly_over_is_requeued(run, patience, tmp_path):
+    """Once, when the run has saved, and at the latest when its time to do so is over."""
+    status, asked, says = job(tmp_path, run, patience=patience)
+    assert (status, asked) == (-signal.SIGKILL, "requeue 7\n")
+    assert says.startswith("run.seed=0: was stopped before its end;")
 
 
 # What a folder holds -----
