@@ -47,7 +47,7 @@ class Options(NamedTuple):
     jobs: int | None = None
     """most at a time"""
     restarts: int = 100
-    """most requeues after exit status 42, and most for lack of time"""
+    """most requeues after exit status 42, also for lack of time; Slurm's own do not count"""
 
 
 class Job:
@@ -84,11 +84,25 @@ class Job:
         if stopped:
             # Slurm preempts the job and requeues it, or somebody has cancelled it: not our affair.
             trials.record(sweep, trial, None)
-        elif status == RETRY and int(os.environ.get("SLURM_RESTART_COUNT", 0)) < (self.restarts):
-            subprocess.run(["scontrol", "requeue", _own_id()], check=True, timeout=60)
-            time.sleep(600)  # Slurm ends this process
+        elif status == RETRY:
+            if self._counted(sweep):
+                subprocess.run(["scontrol", "requeue", _own_id()], check=True, timeout=60)
+                time.sleep(600)  # Slurm ends this process
+            trials.record(sweep, trial, RETRY)
         if status:
             raise RuntimeError(f"{self.name}: exit status {status}")
+
+    def _counted(self, sweep: Sweep) -> bool:
+        """Counts one more requeue by this job itself; whether there may be one.
+
+        SLURM_RESTART_COUNT has those of preempted jobs, too.
+        """
+        file = _place(sweep) / f"{_own_id()}_requeues.json"
+        before = json.loads(file.read_text()) if file.exists() else 0
+        if before < self.restarts:
+            file.parent.mkdir(exist_ok=True)
+            write_json(file, before + 1)
+        return before < self.restarts
 
 
 def _own_id() -> str:

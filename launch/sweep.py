@@ -66,7 +66,7 @@ JOBS = flags.DEFINE_integer(
 RESTARTS = flags.DEFINE_integer(
     "max_restarts",
     100,
-    "most restarts of a trial that asks for it or whose time is over",
+    "most restarts of a trial that asks for it or whose time is over; preemptions do not count",
     lower_bound=0,
 )
 

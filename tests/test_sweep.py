@@ -355,7 +355,8 @@ def job(folder, run: str, restarts: int = 100, patience: int = 60) -> tuple[int,
     scontrol.chmod(0o755)
     found = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     command = [sys.executable, "-c", JOB, str(folder), run, str(patience), str(restarts)]
-    process = subprocess.Popen(command, cwd=ROOT, env=found)
+    # Slurm has started it before: preempted jobs do not count.
+    process = subprocess.Popen(command, cwd=ROOT, env={**found, "SLURM_RESTART_COUNT": "200"})
     log = made.log(trial)
     log.unlink(missing_ok=True)
     try:
@@ -377,6 +378,15 @@ def test_a_job_whose_time_is_nearly_over_is_requeued(run, patience, tmp_path):
     status, asked, says = job(tmp_path, run, patience=patience)
     assert (status, asked) == (-signal.SIGKILL, "requeue 7\n")
     assert says.startswith("run.seed=0: was stopped before its end;")
+
+
+def test_a_job_gives_up_after_so_many_requeues(tmp_path):
+    """Its own: those by Slurm do not count. What is said of the trial is why."""
+    for _ in range(2):
+        assert job(tmp_path, SAVES, restarts=2)[:2] == (-signal.SIGKILL, "requeue 7\n")
+    status, asked, says = job(tmp_path, SAVES, restarts=2)
+    assert (status, asked) == (1, "")
+    assert says.startswith("run.seed=0: exit status 42;")
 
 
 # What a folder holds -----
