@@ -271,7 +271,7 @@ def _dry_run(sweep: Sweep, config: cfg.Config, module) -> str:
         return slurm.script(sweep, todo, _slurm_options())
     if place == "program":
         lines = []
-        for batch in program.batches(config, todo):
+        for batch in program.left(sweep, config, todo):
             _, arms = program.plan(module, config, batch)
             count = len(cfg.program_groups(config, arms))
             lines.append(f"# {len(batch)} trials as {len(arms)} arms; compiled programs: {count}")

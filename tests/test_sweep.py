@@ -12,10 +12,12 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from jax.errors import JaxRuntimeError
 
 from experiments import latency_tables, ota_pruning, single
 from fedprune import config as cfg
@@ -540,6 +542,60 @@ def test_a_plan_that_cannot_be_made_leaves_the_others_alone(tmp_path, monkeypatc
     assert says.startswith("data.name=mnist: exit status 1; ")
     assert "ends with: error: data.name='mnist' was not found" in says
     assert not made.run_directory(left).exists()
+
+
+def test_errors_of_any_kind_leave_the_others_alone(tmp_path, monkeypatch):
+    """One batch lacks memory, and one trial of the other one its report: the rest finishes, and the
+    next start trains the first batch and writes that report."""
+    config = cfg.override(CONFIG, {"run.rounds": 5, "mesh.devices": 1})
+    made = asked(tmp_path / "s", "run.rounds=5,6 seed=0,1", config)
+    trials.write(made)
+    execute, written = experiment.execute, []
+
+    def lacks_memory(plan, directory):
+        if plan.config.run.rounds == 6:
+            raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\n" + "allocated\n" * 500)
+        return execute(plan, directory)
+
+    def report(config, rows, folder):
+        written.append((config.run.rounds, config.run.seed))
+        if written == [(5, 0), (5, 1)]:
+            _ = {}["a row"]
+        return single.report(config, rows, folder)
+
+    module = types.SimpleNamespace(arms=single.arms, report=report)
+    monkeypatch.setattr(experiment, "execute", lacks_memory)
+    program.run(made, module, config, made.trials())
+    assert written == [(5, 0), (5, 1)]
+    left = unfinished(made)
+    assert [tuple(trial.values.values()) for trial in left] == [(5, 1), (6, 0), (6, 1)]
+    says = [trials.fault(made, trial).partition("ends with: ")[2] for trial in left]
+    assert says[0] == "error: KeyError: 'a row'"
+    assert says[1].startswith("error: JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory allocated")
+    assert len(says[1]) < 600
+    assert "Traceback (most recent call last)" in made.log(left[0]).read_text()
+
+    # What was begun stays together when the grid grows.
+    wider = asked(tmp_path / "s", "run.rounds=6,5 seed=2,1,0", config)
+    found = program.left(wider, config, unfinished(wider))
+    values = [[tuple(trial.values.values()) for trial in batch] for batch in found]
+    assert sorted(values[:2]) == [[(5, 0), (5, 1)], [(6, 0), (6, 1)]]
+    assert values[2:] == [[(6, 2)], [(5, 2)]]
+
+    def saved() -> dict:
+        places = (made.folder / "programs").glob("*/checkpoints/*/*")
+        return {place: place.stat().st_mtime_ns for place in places}
+
+    before = saved()
+    monkeypatch.setattr(experiment, "execute", execute)
+    program.run(made, module, config, left)
+    assert unfinished(made) == []
+    assert sorted(written[2:]) == [(5, 1), (6, 0), (6, 1)]
+    assert before.items() <= saved().items()  # not trained again
+    assert len(list((made.folder / "programs").iterdir())) == 2
+    for trial in made.trials():
+        found = (made.run_directory(trial) / "metrics.jsonl").read_text().splitlines()
+        assert len(found) == trial.values["run.rounds"]
 
 
 def test_what_a_process_has_only_once_makes_batches():
