@@ -277,11 +277,12 @@ def _dry_run(sweep: Sweep, config: cfg.Config, module) -> str:
             lines.append(f"# {len(batch)} trials as {len(arms)} arms; compiled programs: {count}")
             lines += [f"#   {arm.name}" for arm in arms]
         return "\n".join(lines)
-    return "\n".join(
-        shlex.join(command)
-        for trial in todo
-        for command in cloud.commands(place, sweep, trial, _cloud_options())
-    )
+    lines = []
+    for trial in todo:
+        before, commands = _cloud_commands(sweep, trial, place, _cloud_options())
+        lines += [f"{shlex.join(command)} || true" for command in before]
+        lines += map(shlex.join, commands)
+    return "\n".join(lines)
 
 
 # Running -----
@@ -304,7 +305,8 @@ def _run(sweep: Sweep, config: cfg.Config, module) -> int:
                     "local": lambda: _local(sweep, todo, JOBS.value or 1),
                     "slurm": lambda: _slurm(sweep, todo, _slurm_options()),
                 }
-                ended = places.get(ON.value, lambda: _cloud(sweep, todo))()
+                cloudy = lambda: _cloud(sweep, todo, ON.value, _cloud_options())
+                ended = places.get(ON.value, cloudy)()
                 if not ended:
                     return 0
             return _collect(sweep, config)
@@ -418,7 +420,7 @@ def _slurm(sweep: Sweep, todo: Sequence[Trial], options: slurm.Options) -> bool:
         raise
 
 
-def _cloud(sweep: Sweep, todo: Sequence[Trial]) -> bool:
+def _cloud(sweep: Sweep, todo: Sequence[Trial], place: str, options: cloud.Options) -> bool:
     """Starts all trials, and does not wait: False.
 
     Raises:
@@ -426,7 +428,10 @@ def _cloud(sweep: Sweep, todo: Sequence[Trial]) -> bool:
     """
     refused = False
     for trial in todo:
-        for command in cloud.commands(ON.value, sweep, trial, _cloud_options()):
+        before, commands = _cloud_commands(sweep, trial, place, options)
+        for command in before:
+            subprocess.run(command, capture_output=True)
+        for command in commands:
             print(f"$ {shlex.join(command)}", flush=True)
             result = subprocess.run(command, capture_output=True, text=True)
             if result.returncode:
@@ -434,10 +439,21 @@ def _cloud(sweep: Sweep, todo: Sequence[Trial]) -> bool:
                 said = (result.stderr or result.stdout).strip().splitlines() or ["nothing"]
                 print(f"error: {trial.name}: {command[0]} said: {said[-1]}", file=sys.stderr)
                 break
+        else:
+            trials.forget(sweep, trial)
     if refused:
         raise RuntimeError("some trials were not started; the same command tries them again")
     print("All are started; --collect makes a table of those that are finished")
     return False
+
+
+def _cloud_commands(
+    sweep: Sweep, trial: Trial, place: str, options: cloud.Options
+) -> tuple[list[list[str]], list[list[str]]]:
+    """What makes room for a trial, and may fail; what starts it."""
+    failed = trials.state(sweep, trial).word == "failed"
+    about = place, sweep, trial, options
+    return cloud.leftovers(*about, failed), cloud.commands(*about)
 
 
 def _one(sweep: Sweep, name: str) -> int:

@@ -622,9 +622,9 @@ CLOUD = cloud.Options(
 TRIAL = grid.Trial("a=0.3,b=8+16", {})
 
 
-def lines(place: str, folder="/mnt/It's/My sweep") -> list[list[str]]:
+def lines(place: str, folder="/mnt/It's/My sweep", restarts=100) -> list[list[str]]:
     made = trials.Sweep(Path(folder), (), {}, {})
-    found = cloud.commands(place, made, TRIAL, CLOUD)
+    found = cloud.commands(place, made, TRIAL, CLOUD._replace(restarts=restarts))
     assert [shlex.split(shlex.join(line)) for line in found] == found
     return found
 
@@ -651,10 +651,12 @@ def test_workloads_of_gke():
     assert value(lines("gke", "/mnt/other")[0], "workload") != value(command, "workload")
 
 
+@pytest.mark.parametrize("restarts", [100, 1, 0])
 @pytest.mark.parametrize("place", ["gce", "queued_resources"])
-def test_startup_scripts(place, tmp_path):
-    """As bash understands them, with stand-ins for the programs: again while the status is 42."""
-    command = lines(place)[0]
+def test_startup_scripts(place, restarts, tmp_path):
+    """As bash understands them, with stand-ins for the programs: again while the status is 42, for
+    the third time at most, and not more often than may be."""
+    command = lines(place, restarts=restarts)[0]
     _, _, script = value(command, "metadata").partition("startup-script=")
     for name, text in {
         "python": f'echo "$@" >> {tmp_path}/said; exit $((42 * ($(wc -l < {tmp_path}/said) < 3)))',
@@ -667,10 +669,77 @@ def test_startup_scripts(place, tmp_path):
     subprocess.run(["bash", "-c", script], env=environment, check=True, timeout=60)
     said = (tmp_path / "said").read_text().splitlines()
     own = f"-m launch.sweep --workdir=/mnt/It's/My sweep --trial={TRIAL.name}"
-    assert said[:3] == [own] * 3
-    assert said[3].startswith("gcloud compute ")
-    assert " delete sw-my-sweep-" in said[3]
-    assert len(said) == 4
+    assert said[:-1] == [own] * min(3, 1 + restarts)
+    assert said[-1].startswith("gcloud compute ")
+    assert " delete sw-my-sweep-" in said[-1]
+
+
+GCLOUD = """
+kind=$2 verb=$3 name=$4
+[ $kind != instance-groups ] || { verb=$4; name=$5; }
+echo $kind $verb >> said
+case "$kind $verb" in
+  "instance-templates create") [ ! -e template-$name ] && touch template-$name ;;
+  "instance-templates delete") [ ! -e group-$name ] && rm template-$name ;;
+  "instance-groups create") [ ! -e full -a ! -e group-$name ] && touch group-$name ;;
+esac
+"""
+XPK = """
+echo $1 $2 >> said
+case "$1 $2" in
+  "workload create") [ ! -e ${3#--workload=} ] && touch ${3#--workload=} ;;
+  "workload delete") rm ${3#--workload=} ;;
+esac
+"""
+
+
+@pytest.fixture
+def clouds(tmp_path, monkeypatch):
+    """A sweep of one trial, and what starts it in a cloud with stand-ins for gcloud and xpk; they
+    refuse what is there already, and to delete templates of a group."""
+    for name, text in {"gcloud": GCLOUD, "xpk": XPK}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\ncd {tmp_path}\n{text}")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    made = trials.Sweep(tmp_path / "s", (), {}, {"run.seed": (0,)})
+    trials.write(made)
+
+    def start(place: str) -> list[str]:
+        """Its calls."""
+        (tmp_path / "said").unlink(missing_ok=True)
+        sweep._cloud(made, made.trials(), place, CLOUD)
+        return (tmp_path / "said").read_text().splitlines()
+
+    return made, start
+
+
+def test_a_failed_trial_starts_again_on_compute_engine(clouds, tmp_path):
+    made, start = clouds
+    (tmp_path / "full").touch()
+    with pytest.raises(RuntimeError, match="some trials were not started"):
+        start("gce")
+    (tmp_path / "full").unlink()
+    start("gce")
+    (group,) = tmp_path.glob("group-*")
+    with pytest.raises(RuntimeError):  # it runs
+        start("gce")
+    assert group.exists()
+    trials.record(made, made.trials()[0], 1)
+    group.unlink()  # as the machine does at its end
+    start("gce")
+    assert group.exists()
+    assert trials.state(made, made.trials()[0]).word == "waiting"
+
+
+def test_a_failed_trial_starts_again_on_gke(clouds):
+    made, start = clouds
+    assert start("gke") == ["workload create"]
+    with pytest.raises(RuntimeError):  # it runs
+        start("gke")
+    trials.record(made, made.trials()[0], 1)
+    assert start("gke") == ["workload delete", "workload create"]
+    with pytest.raises(RuntimeError):  # it runs again
+        start("gke")
 
 
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed")
@@ -678,7 +747,8 @@ def test_startup_scripts(place, tmp_path):
 def test_gcloud_takes_our_lines(place, tmp_path):
     """Its own parser refuses nothing but a flag that there is not; nothing is started."""
     environment = {**os.environ, "CLOUDSDK_CONFIG": str(tmp_path)}
-    for command in lines(place):
+    made = trials.Sweep(Path("/mnt/sweep"), (), {}, {})
+    for command in [*cloud.leftovers(place, made, TRIAL, CLOUD, True), *lines(place)]:
         result = subprocess.run(
             [*command, "--bogus-flag"], env=environment, capture_output=True, text=True, timeout=120
         )
@@ -689,11 +759,11 @@ def test_gcloud_takes_our_lines(place, tmp_path):
 
 @pytest.mark.skipif(shutil.which("xpk") is None, reason="xpk is not installed")
 def test_xpk_takes_our_lines():
-    (command,) = lines("gke")
-    result = subprocess.run(
-        [*command, "--dry-run", "--skip-validation"], capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    made = trials.Sweep(Path("/mnt/sweep"), (), {}, {})
+    for command in [*cloud.leftovers("gke", made, TRIAL, CLOUD, True), *lines("gke")]:
+        tried = [*command, "--dry-run", "--skip-validation"]
+        result = subprocess.run(tried, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stdout + result.stderr
     assert TRIAL.name in result.stdout
 
 
