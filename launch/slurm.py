@@ -124,8 +124,7 @@ def submit(sweep: Sweep, todo: Sequence[Trial], options: Options) -> dict[str, s
     executor = SlurmExecutor(_place(sweep))
     executor.update_parameters(**_parameters(sweep, options))
     ids = submitted(sweep)
-    for first in range(0, len(todo), LONGEST_ARRAY):
-        part = todo[first : first + LONGEST_ARRAY]
+    for part in parts(todo):
         try:
             with executor.batch():
                 jobs = [
@@ -137,6 +136,11 @@ def submit(sweep: Sweep, todo: Sequence[Trial], options: Options) -> dict[str, s
         ids |= {trial.name: job.job_id for trial, job in zip(part, jobs, strict=True)}
         write_json(_place(sweep) / "jobs.json", ids)
     return ids
+
+
+def parts(todo: Sequence[Trial]) -> list[Sequence[Trial]]:
+    """Trials in as many arrays as it takes."""
+    return [todo[i : i + LONGEST_ARRAY] for i in range(0, len(todo), LONGEST_ARRAY)]
 
 
 def submitted(sweep: Sweep) -> dict[str, str]:
@@ -162,13 +166,13 @@ def queued() -> set[str] | None:
 
 
 def script(sweep: Sweep, todo: Sequence[Trial], options: Options) -> str:
-    """What is given to sbatch."""
+    """What is given to sbatch for one part of the trials."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     folder = _place(sweep)
     python = sweep.command(todo[0])[0]
     command = f"{shlex.quote(python)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    count: dict[str, Any] = {"map_count": min(len(todo), LONGEST_ARRAY)} if len(todo) > 1 else {}
+    count: dict[str, Any] = {"map_count": len(todo)} if len(todo) > 1 else {}
     return _make_sbatch_string(command, folder, **_parameters(sweep, options), **count)
 
 

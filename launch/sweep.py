@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
             if GRID.value is not None:
                 raise launcher.UsageError("--config is missing: give it together with --grid")
             sweep = trials.read(folder)
-            config = _recorded(sweep)
+            config = _recorded(sweep, argv[0])
         else:
             sweep, config = _asked(folder, given, argv)
         module = importlib.import_module(config.experiment)
@@ -171,13 +171,25 @@ def _asked(folder: Path, config: cfg.Config, argv: Sequence[str]) -> tuple[Sweep
     return sweep, config
 
 
-def _recorded(sweep: Sweep) -> cfg.Config:
-    """The common configuration of a sweep that was read from its folder."""
+def _recorded(sweep: Sweep, program: str) -> cfg.Config:
+    """The common configuration of a sweep that was read from its folder.
+
+    Raises:
+      UsageError: its file is not there any more.
+      RunDirectoryError: its file has fields that it had not.
+    """
     (given,) = (a for a in sweep.arguments if a.startswith("--config="))
-    config = launcher.named(given)
+    config = launcher.parse([program, given])
+    assert config is not None
     values = {}
     for path, _, _ in cfg.fields(config):
-        value = functools.reduce(operator.getitem, path.split("."), sweep.config)
+        try:
+            value = functools.reduce(operator.getitem, path.split("."), sweep.config)
+        except KeyError:
+            raise writer.RunDirectoryError(
+                f"workdir={sweep.folder}: {given} has the field {path}, which it had not when the"
+                " sweep was begun; take a new directory"
+            ) from None
         values[path] = tuple(value) if isinstance(value, list) else value
     return cfg.override(config, values)
 
@@ -268,7 +280,8 @@ def _dry_run(sweep: Sweep, config: cfg.Config, module) -> str:
     if place == "local":
         return "\n".join(shlex.join(sweep.command(trial)) for trial in todo)
     if place == "slurm":
-        return slurm.script(sweep, todo, _slurm_options())
+        options = _slurm_options()
+        return "\n".join(slurm.script(sweep, part, options) for part in slurm.parts(todo))
     if place == "program":
         lines = []
         for batch in program.left(sweep, config, todo):

@@ -182,6 +182,41 @@ def test_dry_run_prints_what_would_be_run(tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+def test_a_configuration_from_anywhere_with_fields_of_its_own(tmp_path):
+    """The folder alone is enough, also when the file lies outside of the package; if the file has
+    changed, that is said in one line."""
+    file, folder = tmp_path / "mine.py", tmp_path / "s"
+    file.write_text(
+        "import dataclasses\n"
+        "from experiments import single\n"
+        "from fedprune.config import Config, spec\n"
+        "@dataclasses.dataclass\n"
+        "class Mine(Config):\n"
+        "    extra: int = spec(3, 'mine', low=1)\n"
+        "def get_config(variant='tiny'):\n"
+        "    return Mine(**vars(single.get_config(variant)))\n"
+    )
+    config = plain(cfg.override(CONFIG, {"local.lr": 0.2})) | {"extra": 5}
+    trials.write(trials.Sweep(folder, (f"--config={file}",), config, {"run.seed": (0, 1)}))
+    code = "import sys; from launch import sweep; from fedprune import config as cfg\n"
+    code += "real = sweep._recorded\n"
+    code += "def shown(*a): found = real(*a); print(found.extra, found.local.lr); return found\n"
+    code += "sweep._recorded = shown; sys.exit(sweep.main(sys.argv))"
+    command = [sys.executable, "-c", code, f"--workdir={folder}", "--dry_run"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[0] == "5 0.2"
+    assert "#   run.seed=1/run" in result.stdout
+
+    file.write_text(
+        file.read_text().replace("    extra", "    new: int = spec(1, 'new')\n    extra")
+    )
+    result = launch(f"--workdir={folder}", "--dry_run")
+    assert result.returncode == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith(f"error: workdir={folder}: --config={file} has the field new, which")
+
+
 # Trials as processes, with a stand-in for the launcher -----
 
 STAND_IN = """
@@ -791,3 +826,10 @@ def test_the_script_for_sbatch():
     )
     assert f"cd {ROOT}" in text.splitlines()
     assert "array" not in slurm.script(made, made.trials()[:1], options)
+
+
+def test_as_many_arrays_as_it_takes():
+    many = grid.trials({"run.seed": tuple(range(2500))})
+    parts = slurm.parts(many)
+    assert [len(part) for part in parts] == [1000, 1000, 500]
+    assert [trial for part in parts for trial in part] == many
