@@ -3,7 +3,8 @@ Compute Engine (TPU7x and newer), or a queued resource (v6e and older).
 
 The machines need a checkout with its environment, and the sweep's folder at the same path, for
 example on Filestore. Every trial gets a machine, or slice, of one host. Names are made from the
-trials, so that a cloud refuses to start one twice.
+trials, so that a cloud refuses to start one twice. What a trial that has failed left behind under
+its name is deleted first.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from launch.trials import Sweep
 
 TOOLS = {"gke": "xpk", "gce": "gcloud", "queued_resources": "gcloud"}
 """place -> the program that starts machines there"""
+TEMPLATES = ("gcloud", "compute", "instance-templates")
 NEEDED = {
     "gke": ("project", "zone", "cluster", "tpu_type", "docker_image"),
     "gce": ("project", "zone", "machine_type", "image_family", "image_project"),
@@ -48,6 +50,7 @@ class Options(NamedTuple):
     """on the machines"""
     spot: bool = False
     restarts: int = 100
+    """after exit status 42"""
 
 
 def missing(place: str, options: Options) -> list[str]:
@@ -57,6 +60,23 @@ def missing(place: str, options: Options) -> list[str]:
 
 def tool_missing(place: str) -> bool:
     return shutil.which(TOOLS[place]) is None
+
+
+def leftovers(
+    place: str, sweep: Sweep, trial: Trial, options: Options, failed: bool
+) -> list[list[str]]:
+    """What deletes, before a trial is started, what an earlier start left; it may be nothing.
+
+    Compute Engine does not delete a template that is in use, so a trial that runs stays safe, but
+    xpk deletes workloads that run: that is for those only of which a failure is noted.
+    """
+    name, project = _name(sweep, trial), f"--project={options.project}"
+    if place == "gce":
+        return [[*TEMPLATES, "delete", name, project, "--quiet"]]
+    if place == "gke" and failed:
+        command = ["xpk", "workload", "delete", f"--workload={name}", project]
+        return [[*command, f"--zone={options.zone}", f"--cluster={options.cluster}", "--force"]]
+    return []
 
 
 def commands(place: str, sweep: Sweep, trial: Trial, options: Options) -> list[list[str]]:
@@ -74,7 +94,7 @@ def commands(place: str, sweep: Sweep, trial: Trial, options: Options) -> list[l
         return [[*command, *["--spot"] * options.spot, f"--command={enter} && exec {own}"]]
     if place == "gce":
         group = ["gcloud", "compute", "instance-groups", "managed"]
-        template = ["gcloud", "compute", "instance-templates", "create", name, project]
+        template = [*TEMPLATES, "create", name, project]
         template += [f"--machine-type={options.machine_type}", "--maintenance-policy=TERMINATE"]
         template += [f"--image-family={options.image_family}"]
         template += [f"--image-project={options.image_project}", "--scopes=cloud-platform"]
@@ -96,7 +116,8 @@ def commands(place: str, sweep: Sweep, trial: Trial, options: Options) -> list[l
 
 def _startup(enter: str, own: str, end: str, options: Options) -> str:
     """Runs the trial when the machine starts, again while it asks for it, and then ``end``."""
-    again = f"for i in $(seq {options.restarts}); do {own}; [ $? -eq {RETRY} ] || break; done"
+    starts = f"$(seq {options.restarts + 1})"
+    again = f"for i in {starts}; do {own}; [ $? -eq {RETRY} ] || break; done"
     # gcloud splits at commas, which names of trials have, unless another delimiter is given.
     return f"--metadata=^@@^startup-script={enter} && {{ {again}; }}; {end}"
 

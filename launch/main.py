@@ -10,7 +10,7 @@ Running the same command again resumes what was interrupted. ``--fresh`` starts 
 
 ``--distributed`` runs it as one of several processes, which a cluster starts (Slurm, Open MPI,
 Cloud TPU, Kubernetes), or which ``--coordinator=HOST:PORT --processes=N --process=I`` describes.
-On SIGTERM a run finishes its segment of rounds, saves, and exits with status 42.
+On SIGTERM or SIGUSR2 a run finishes its segment of rounds, saves, and exits with status 42.
 
 With ``--profile``, one round of the first program is traced into the folder instead, and a table
 says which stage took how long.
@@ -124,7 +124,7 @@ def _run(config: cfg.Config, workdir: str) -> int:
             2,
         )
     stop = threading.Event()
-    was = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    was = {number: signal.signal(number, lambda *_: stop.set()) for number in monitor.STOP}
     backend.configure(config.mesh.devices // processes.count(), cache=not PROFILE.value)
     level = logging.INFO if processes.is_first() else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
@@ -165,7 +165,8 @@ def _run(config: cfg.Config, workdir: str) -> int:
             directory = processes.together(open_directory)
             rows = experiment.execute(plan, directory, stop.is_set)
             processes.part()
-            signal.signal(signal.SIGTERM, was)
+            for number, handler in was.items():
+                signal.signal(number, handler)
             if directory:
                 print(module.report(config, rows, directory.path))
                 directory.ended()

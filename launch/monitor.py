@@ -2,8 +2,8 @@
 
 JAX ends a process whose peers do not join, or are lost, by SIGABRT and a page of text; Python
 cannot catch that. So with ``--distributed`` the process that was started is a monitor of the one
-that computes. It passes on SIGTERM, and what is printed; it holds back what JAX's C++ parts say
-before they abort, and says in one line what happened.
+that computes. It passes on SIGTERM and SIGUSR2, and what is printed; it holds back what JAX's C++
+parts say before they abort, and says in one line what happened.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import NoReturn
 
 RETRY = 42
 """exit status: the same command goes on (what xpk takes for an invitation to restart)"""
+STOP = (signal.SIGTERM, signal.SIGUSR2)
+"""on which a run saves and ends with ``RETRY``; the second is Slurm's when time is nearly over"""
 _WORKER = "FEDPRUNE_WORKER"
 _NATIVE = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ ")
 """how a message of JAX's C++ parts begins"""
@@ -59,7 +61,8 @@ def watch(argv: Sequence[str], initialization_timeout: int, heartbeat_timeout: i
         text=True,
         errors="replace",
     )
-    signal.signal(signal.SIGTERM, lambda *_: worker.send_signal(signal.SIGTERM))
+    for number in STOP:
+        signal.signal(number, lambda number, _: worker.send_signal(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to both
     assert worker.stderr is not None
     native: list[str] = []

@@ -3,11 +3,14 @@
 The arms of every trial become arms of one plan, with the trial's values among their overrides, so
 ``experiment.plan`` finds out which of them share a program. Afterwards each trial has a run
 directory with its own rows and report, as if it had run alone; checkpoints are in ``programs/``.
+A batch that was begun is gone on with as it is, also if some of its trials are finished or the grid
+has been extended.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Sequence
 from types import ModuleType
@@ -15,7 +18,7 @@ from typing import Any
 
 from fedprune import backend, page
 from fedprune import config as cfg
-from fedprune.writer import Metrics, Row, RunDirectory, RunDirectoryError
+from fedprune.writer import Metrics, Row, RunDirectory
 from launch import trials
 from launch.grid import Trial
 from launch.trials import Sweep
@@ -36,6 +39,23 @@ def batches(config: cfg.Config, todo: Sequence[Trial]) -> list[list[Trial]]:
     return list(groups.values())
 
 
+def left(sweep: Sweep, config: cfg.Config, todo: Sequence[Trial]) -> list[list[Trial]]:
+    """The batches that have to run for some trials: those that were begun, then new ones.
+
+    Raises:
+      ConfigError: as ``batches``.
+    """
+    known, names = {trial.name: trial for trial in sweep.trials()}, {trial.name for trial in todo}
+    begun = []
+    for file in sorted((sweep.folder / "programs").glob("*/config.json")):
+        arms = json.loads(file.read_text())["arms"]
+        batch = list(dict.fromkeys(name.partition("/")[0] for name in arms))
+        if not names.isdisjoint(batch):
+            begun.append([known[name] for name in batch])
+            names.difference_update(batch)
+    return begun + batches(config, [trial for trial in todo if trial.name in names])
+
+
 def plan(module: ModuleType, config: cfg.Config, batch: Sequence[Trial]):
     """(configuration, arms) of the plan of a batch; an arm is named TRIAL/ARM."""
     common = {path for path, _, _ in cfg.fields(cfg.Config())} - cfg.WHOLE
@@ -52,34 +72,33 @@ def plan(module: ModuleType, config: cfg.Config, batch: Sequence[Trial]):
 
 
 def run(sweep: Sweep, module: ModuleType, config: cfg.Config, todo: Sequence[Trial]) -> None:
-    """Runs trials to their end, resuming what was interrupted. What one plan cannot do (data that
-    are missing, a checkpoint that cannot be read) is noted for its trials; the others go on."""
-    from fedprune import checkpoint, data
-
-    for batch in batches(config, todo):
+    """Runs trials to their end, resuming what was interrupted. Whatever goes wrong in a batch (data
+    that are missing, too little memory) is noted for its trials, and what does in a report for its
+    one; the others go on."""
+    names = {trial.name for trial in todo}
+    for batch in left(sweep, config, todo):
+        mine = [trial for trial in batch if trial.name in names]
         try:
-            _run_batch(sweep, module, config, batch)
-        except (
-            cfg.ConfigError,
-            data.DataError,
-            checkpoint.CheckpointError,
-            RunDirectoryError,
-            page.RunError,
-            ValueError,
-        ) as e:
-            for trial in batch:
+            _run_batch(sweep, module, config, batch, mine)
+        except Exception as e:
+            for trial in mine:
                 trials.failed(sweep, trial, e)
 
 
 def _run_batch(
-    sweep: Sweep, module: ModuleType, config: cfg.Config, batch: Sequence[Trial]
+    sweep: Sweep,
+    module: ModuleType,
+    config: cfg.Config,
+    batch: Sequence[Trial],
+    todo: Sequence[Trial],
 ) -> None:
+    """Runs a batch, and writes the results of those trials of it that are not finished."""
     from fedprune import experiment
 
     began = time.monotonic()
     shared, arms = plan(module, config, batch)
     ready = experiment.plan(shared, arms)
-    for trial in batch:
+    for trial in todo:
         trials.record(sweep, trial, None)
         with _directory(sweep, config, trial) as own:
             own.record(backend.environment())
@@ -88,15 +107,19 @@ def _run_batch(
     with RunDirectory(sweep.folder / "programs" / names[:8], about) as directory:
         directory.record(backend.environment())
         rows = experiment.execute(ready, directory)
-    for trial in batch:
+    for trial in todo:
         mine = [
             row | {"arm": row["arm"].removeprefix(f"{trial.name}/")}
             for row in rows
             if row["arm"].startswith(f"{trial.name}/")
         ]
-        with _directory(sweep, config, trial) as own:
-            _write(own, module, cfg.override(config, trial.values), mine)
-        trials.record(sweep, trial, 0, time.monotonic() - began)
+        try:
+            with _directory(sweep, config, trial) as own:
+                _write(own, module, cfg.override(config, trial.values), mine)
+        except Exception as e:
+            trials.failed(sweep, trial, e)
+        else:
+            trials.record(sweep, trial, 0, time.monotonic() - began)
 
 
 def _directory(sweep: Sweep, config: cfg.Config, trial: Trial) -> RunDirectory:

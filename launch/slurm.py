@@ -1,7 +1,8 @@
 """Trials as an array of Slurm jobs, through submitit.
 
 A job that Slurm preempts is requeued by Slurm, and one whose run ends with status 42 by itself;
-either then resumes from its checkpoints. Before a job's time is over, submitit requeues it.
+either then resumes from its checkpoints. 90 seconds before a job's time is over, Slurm sends it
+SIGUSR2, for which submitit asks; the run saves and ends with status 42.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from fedprune.writer import write_json
 from launch import trials
@@ -24,6 +25,10 @@ from launch.trials import ROOT, Sweep
 
 LONGEST_ARRAY = 1000
 """Slurm's MaxArraySize is 1001 unless it is set"""
+
+
+PATIENCE = 60
+"""seconds that a run has to save after SIGUSR2, before its job is requeued all the same"""
 
 
 class Options(NamedTuple):
@@ -42,7 +47,7 @@ class Options(NamedTuple):
     jobs: int | None = None
     """most at a time"""
     restarts: int = 100
-    """most requeues after exit status 42, and most for lack of time"""
+    """most requeues after exit status 42, also for lack of time; Slurm's own do not count"""
 
 
 class Job:
@@ -54,23 +59,50 @@ class Job:
     def __call__(self) -> None:
         sweep = trials.read(self.folder)
         trial = next(t for t in sweep.trials() if t.name == self.name)
+        running: list[subprocess.Popen] = []
         stopped = []
+
+        def time_is_nearly_over(*_: object) -> None:
+            signal.alarm(PATIENCE)
+            for process in running:  # Slurm has told it, too, unless only this process was meant
+                process.send_signal(signal.SIGUSR2)
+
+        def time_is_over(*_: object) -> NoReturn:
+            raise TimeoutError
+
         signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
-        status = trials.run(sweep, trial)
+        signal.signal(signal.SIGALRM, time_is_over)
+        signal.signal(signal.SIGUSR2, time_is_nearly_over)
+        try:
+            status = trials.run(sweep, trial, started=running.append)
+        except TimeoutError:
+            status = RETRY
+        signal.alarm(0)
+        if status == -signal.SIGUSR2:  # it came before the run listened, or during its report
+            trials.record(sweep, trial, None)
+            status = RETRY
         if stopped:
             # Slurm preempts the job and requeues it, or somebody has cancelled it: not our affair.
             trials.record(sweep, trial, None)
-        elif status == RETRY and int(os.environ.get("SLURM_RESTART_COUNT", 0)) < (self.restarts):
-            subprocess.run(["scontrol", "requeue", _own_id()], check=True, timeout=60)
-            time.sleep(600)  # Slurm ends this process
+        elif status == RETRY:
+            if self._counted(sweep):
+                subprocess.run(["scontrol", "requeue", _own_id()], check=True, timeout=60)
+                time.sleep(600)  # Slurm ends this process
+            trials.record(sweep, trial, RETRY)
         if status:
             raise RuntimeError(f"{self.name}: exit status {status}")
 
-    def checkpoint(self) -> Any:
-        """What submitit puts into the queue again when the job's time is nearly over."""
-        from submitit.helpers import DelayedSubmission
+    def _counted(self, sweep: Sweep) -> bool:
+        """Counts one more requeue by this job itself; whether there may be one.
 
-        return DelayedSubmission(self)
+        SLURM_RESTART_COUNT has those of preempted jobs, too.
+        """
+        file = _place(sweep) / f"{_own_id()}_requeues.json"
+        before = json.loads(file.read_text()) if file.exists() else 0
+        if before < self.restarts:
+            file.parent.mkdir(exist_ok=True)
+            write_json(file, before + 1)
+        return before < self.restarts
 
 
 def _own_id() -> str:
@@ -89,11 +121,10 @@ def submit(sweep: Sweep, todo: Sequence[Trial], options: Options) -> dict[str, s
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError
 
-    executor = SlurmExecutor(_place(sweep), max_num_timeout=options.restarts)
+    executor = SlurmExecutor(_place(sweep))
     executor.update_parameters(**_parameters(sweep, options))
     ids = submitted(sweep)
-    for first in range(0, len(todo), LONGEST_ARRAY):
-        part = todo[first : first + LONGEST_ARRAY]
+    for part in parts(todo):
         try:
             with executor.batch():
                 jobs = [
@@ -105,6 +136,11 @@ def submit(sweep: Sweep, todo: Sequence[Trial], options: Options) -> dict[str, s
         ids |= {trial.name: job.job_id for trial, job in zip(part, jobs, strict=True)}
         write_json(_place(sweep) / "jobs.json", ids)
     return ids
+
+
+def parts(todo: Sequence[Trial]) -> list[Sequence[Trial]]:
+    """Trials in as many arrays as it takes."""
+    return [todo[i : i + LONGEST_ARRAY] for i in range(0, len(todo), LONGEST_ARRAY)]
 
 
 def submitted(sweep: Sweep) -> dict[str, str]:
@@ -130,13 +166,13 @@ def queued() -> set[str] | None:
 
 
 def script(sweep: Sweep, todo: Sequence[Trial], options: Options) -> str:
-    """What is given to sbatch."""
+    """What is given to sbatch for one part of the trials."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     folder = _place(sweep)
     python = sweep.command(todo[0])[0]
     command = f"{shlex.quote(python)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    count: dict[str, Any] = {"map_count": min(len(todo), LONGEST_ARRAY)} if len(todo) > 1 else {}
+    count: dict[str, Any] = {"map_count": len(todo)} if len(todo) > 1 else {}
     return _make_sbatch_string(command, folder, **_parameters(sweep, options), **count)
 
 

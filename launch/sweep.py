@@ -66,13 +66,13 @@ JOBS = flags.DEFINE_integer(
 RESTARTS = flags.DEFINE_integer(
     "max_restarts",
     100,
-    "most restarts of a trial that asks for it or whose time is over",
+    "most restarts of a trial that asks for it or whose time is over; preemptions do not count",
     lower_bound=0,
 )
 
 # Slurm.
 PARTITION = flags.DEFINE_string("partition", None, "slurm: partition")
-TIME = flags.DEFINE_integer("time", 60, "slurm: minutes until a job is requeued", lower_bound=1)
+TIME = flags.DEFINE_integer("time", 60, "slurm: minutes until a job is requeued", lower_bound=5)
 CPUS = flags.DEFINE_integer("cpus", None, "slurm: cores of a job", lower_bound=1)
 MEMORY = flags.DEFINE_float("memory", None, "slurm: GB of a job", lower_bound=0.01)
 GPUS = flags.DEFINE_integer("gpus", None, "slurm: GPUs of a job", lower_bound=0)
@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
             if GRID.value is not None:
                 raise launcher.UsageError("--config is missing: give it together with --grid")
             sweep = trials.read(folder)
-            config = _recorded(sweep)
+            config = _recorded(sweep, argv[0])
         else:
             sweep, config = _asked(folder, given, argv)
         module = importlib.import_module(config.experiment)
@@ -171,13 +171,25 @@ def _asked(folder: Path, config: cfg.Config, argv: Sequence[str]) -> tuple[Sweep
     return sweep, config
 
 
-def _recorded(sweep: Sweep) -> cfg.Config:
-    """The common configuration of a sweep that was read from its folder."""
+def _recorded(sweep: Sweep, program: str) -> cfg.Config:
+    """The common configuration of a sweep that was read from its folder.
+
+    Raises:
+      UsageError: its file is not there any more.
+      RunDirectoryError: its file has fields that it had not.
+    """
     (given,) = (a for a in sweep.arguments if a.startswith("--config="))
-    config = launcher.named(given)
+    config = launcher.parse([program, given])
+    assert config is not None
     values = {}
     for path, _, _ in cfg.fields(config):
-        value = functools.reduce(operator.getitem, path.split("."), sweep.config)
+        try:
+            value = functools.reduce(operator.getitem, path.split("."), sweep.config)
+        except KeyError:
+            raise writer.RunDirectoryError(
+                f"workdir={sweep.folder}: {given} has the field {path}, which it had not when the"
+                " sweep was begun; take a new directory"
+            ) from None
         values[path] = tuple(value) if isinstance(value, list) else value
     return cfg.override(config, values)
 
@@ -268,20 +280,22 @@ def _dry_run(sweep: Sweep, config: cfg.Config, module) -> str:
     if place == "local":
         return "\n".join(shlex.join(sweep.command(trial)) for trial in todo)
     if place == "slurm":
-        return slurm.script(sweep, todo, _slurm_options())
+        options = _slurm_options()
+        return "\n".join(slurm.script(sweep, part, options) for part in slurm.parts(todo))
     if place == "program":
         lines = []
-        for batch in program.batches(config, todo):
+        for batch in program.left(sweep, config, todo):
             _, arms = program.plan(module, config, batch)
             count = len(cfg.program_groups(config, arms))
             lines.append(f"# {len(batch)} trials as {len(arms)} arms; compiled programs: {count}")
             lines += [f"#   {arm.name}" for arm in arms]
         return "\n".join(lines)
-    return "\n".join(
-        shlex.join(command)
-        for trial in todo
-        for command in cloud.commands(place, sweep, trial, _cloud_options())
-    )
+    lines = []
+    for trial in todo:
+        before, commands = _cloud_commands(sweep, trial, place, _cloud_options())
+        lines += [f"{shlex.join(command)} || true" for command in before]
+        lines += map(shlex.join, commands)
+    return "\n".join(lines)
 
 
 # Running -----
@@ -304,7 +318,8 @@ def _run(sweep: Sweep, config: cfg.Config, module) -> int:
                     "local": lambda: _local(sweep, todo, JOBS.value or 1),
                     "slurm": lambda: _slurm(sweep, todo, _slurm_options()),
                 }
-                ended = places.get(ON.value, lambda: _cloud(sweep, todo))()
+                cloudy = lambda: _cloud(sweep, todo, ON.value, _cloud_options())
+                ended = places.get(ON.value, cloudy)()
                 if not ended:
                     return 0
             return _collect(sweep, config)
@@ -418,7 +433,7 @@ def _slurm(sweep: Sweep, todo: Sequence[Trial], options: slurm.Options) -> bool:
         raise
 
 
-def _cloud(sweep: Sweep, todo: Sequence[Trial]) -> bool:
+def _cloud(sweep: Sweep, todo: Sequence[Trial], place: str, options: cloud.Options) -> bool:
     """Starts all trials, and does not wait: False.
 
     Raises:
@@ -426,7 +441,10 @@ def _cloud(sweep: Sweep, todo: Sequence[Trial]) -> bool:
     """
     refused = False
     for trial in todo:
-        for command in cloud.commands(ON.value, sweep, trial, _cloud_options()):
+        before, commands = _cloud_commands(sweep, trial, place, options)
+        for command in before:
+            subprocess.run(command, capture_output=True)
+        for command in commands:
             print(f"$ {shlex.join(command)}", flush=True)
             result = subprocess.run(command, capture_output=True, text=True)
             if result.returncode:
@@ -434,10 +452,21 @@ def _cloud(sweep: Sweep, todo: Sequence[Trial]) -> bool:
                 said = (result.stderr or result.stdout).strip().splitlines() or ["nothing"]
                 print(f"error: {trial.name}: {command[0]} said: {said[-1]}", file=sys.stderr)
                 break
+        else:
+            trials.forget(sweep, trial)
     if refused:
         raise RuntimeError("some trials were not started; the same command tries them again")
     print("All are started; --collect makes a table of those that are finished")
     return False
+
+
+def _cloud_commands(
+    sweep: Sweep, trial: Trial, place: str, options: cloud.Options
+) -> tuple[list[list[str]], list[list[str]]]:
+    """What makes room for a trial, and may fail; what starts it."""
+    failed = trials.state(sweep, trial).word == "failed"
+    about = place, sweep, trial, options
+    return cloud.leftovers(*about, failed), cloud.commands(*about)
 
 
 def _one(sweep: Sweep, name: str) -> int:

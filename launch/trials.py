@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 """the checkout, from which experiments are launched"""
 PROMPT = "$ "
 """before the command, in a log"""
+LONGEST = 500
+"""characters of an error that a log ends with; JAX's may have many pages"""
 
 
 class Sweep(NamedTuple):
@@ -141,11 +144,17 @@ def record(sweep: Sweep, trial: Trial, status: int | None, seconds: float | None
 
 
 def failed(sweep: Sweep, trial: Trial, error: Exception) -> None:
-    """Notes that a trial without a process of its own could not be finished, and why."""
-    if state(sweep, trial).word != "finished":
-        record(sweep, trial, 1)
-        with sweep.log(trial).open("a") as file:
-            print(f"error: {' '.join(str(error).split())}", file=file)
+    """Notes that a trial without a process of its own could not be finished, and why.
+
+    The log's last line says it; before it there is the traceback of an error that is none of ours.
+    """
+    record(sweep, trial, 1)
+    said = " ".join(str(error).split())
+    with sweep.log(trial).open("a") as file:
+        if not type(error).__module__.startswith("fedprune."):
+            traceback.print_exception(error, file=file)
+            said = f"{type(error).__name__}: {said}"
+        print(f"error: {said[:LONGEST]}", file=file)
 
 
 def forget(sweep: Sweep, trial: Trial) -> None:

@@ -146,8 +146,8 @@ def test_two_processes_find_what_one_does(unbroken, tmp_path):
 
 @pytest.mark.slow
 def test_stopped_and_killed_in_every_way(unbroken, tmp_path):
-    """SIGTERM, kill -9 and SIGSTOP with one process and with two; the next start goes on each time,
-    and the results are those of an unbroken run."""
+    """SIGTERM, SIGUSR2, kill -9 and SIGSTOP with one process and with two; the next start goes on
+    each time, and the results are those of an unbroken run."""
     workdir = tmp_path / "run"
     here = f"--workdir={workdir}"
 
@@ -194,6 +194,12 @@ def test_stopped_and_killed_in_every_way(unbroken, tmp_path):
     wait_for_rows(workdir, (saved() + 20) * ARMS, pair)
     pair[1].send_signal(signal.SIGTERM)
     assert [ended(process)[0] for process in pair] == [42, 42]
+    assert saved() == rounds() < ROUNDS
+
+    alone = start(here)
+    wait_for_rows(workdir, (rounds() + 10) * ARMS, [alone])
+    alone.send_signal(signal.SIGUSR2)
+    assert ended(alone)[0] == 42
     assert saved() == rounds() < ROUNDS
 
     status, said = ended(start(here))

@@ -1,4 +1,4 @@
-"""Sweeps on a real Slurm cluster of one node: an array, a killed trial, preemption, status 42."""
+"""Sweeps on a real Slurm cluster of one node: an array, kill -9, preemption, time, status 42."""
 
 import contextlib
 import csv
@@ -163,6 +163,29 @@ def test_a_preempted_trial_resumes(cluster, tmp_path):
     assert rounds(trial) == ROUNDS
 
 
+def test_a_trial_whose_time_is_nearly_over_resumes(cluster, tmp_path):
+    """SIGUSR2 for the job's step, as ``sbatch --signal=USR2@90`` has it sent."""
+    folder = tmp_path / "sweep"
+    asked = [*SMALL, "--grid=uplink.snr_db=3", f"--workdir={folder}", *JOBS]
+    trial = folder / "trials" / "uplink.snr_db=3"
+    with ending(start(cluster, *asked)) as process:
+        until(lambda: rounds(trial) > 2, process)
+        (job,) = json.loads((folder / "slurm" / "jobs.json").read_text()).values()
+        said(cluster, "scancel", "--signal=USR2", job)
+        until(lambda: "BeginTime" in said(cluster, "squeue", "--format=%r"), process)
+        before = rounds(trial)
+        assert 0 < before < ROUNDS
+        start_now(cluster)
+        out, error = process.communicate(timeout=1200)
+    assert process.returncode == 0, error
+    assert "failed" not in out
+    assert starts(trial) == 2
+    log = (folder / "logs" / "uplink.snr_db=3.log").read_text()
+    (resumed,) = re.findall(r"resuming after round (\d+)", log)
+    assert int(resumed) == before  # nothing is computed again
+    assert rounds(trial) == ROUNDS
+
+
 def test_a_trial_that_asks_for_it_is_requeued(cluster, tmp_path):
     """Exit status 42, at the first start."""
     again = tmp_path / "again.py"
@@ -203,8 +226,9 @@ def test_one_job_of_two_processes(cluster, tmp_path):
     for prefix, more in ((step, [f"--workdir={together}", "--distributed"]),
                          ([], [f"--workdir={alone}"])):  # fmt: skip
         ended = subprocess.run(
-            [*prefix, *command, *more], cwd=ROOT, env=cluster, capture_output=True, text=True
-        )
+            [*prefix, *command, *more], cwd=ROOT, env=cluster, capture_output=True, text=True,
+            timeout=None if whole else 600,
+        )  # fmt: skip
         assert ended.returncode == 0, ended.stderr
     (begun,) = json.loads((together / "run.json").read_text())["starts"]
     assert begun["processes"] == 2

@@ -11,10 +11,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from jax.errors import JaxRuntimeError
 
 from experiments import latency_tables, ota_pruning, single
 from fedprune import config as cfg
@@ -179,6 +182,41 @@ def test_dry_run_prints_what_would_be_run(tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+def test_a_configuration_from_anywhere_with_fields_of_its_own(tmp_path):
+    """The folder alone is enough, also when the file lies outside of the package; if the file has
+    changed, that is said in one line."""
+    file, folder = tmp_path / "mine.py", tmp_path / "s"
+    file.write_text(
+        "import dataclasses\n"
+        "from experiments import single\n"
+        "from fedprune.config import Config, spec\n"
+        "@dataclasses.dataclass\n"
+        "class Mine(Config):\n"
+        "    extra: int = spec(3, 'mine', low=1)\n"
+        "def get_config(variant='tiny'):\n"
+        "    return Mine(**vars(single.get_config(variant)))\n"
+    )
+    config = plain(cfg.override(CONFIG, {"local.lr": 0.2})) | {"extra": 5}
+    trials.write(trials.Sweep(folder, (f"--config={file}",), config, {"run.seed": (0, 1)}))
+    code = "import sys; from launch import sweep; from fedprune import config as cfg\n"
+    code += "real = sweep._recorded\n"
+    code += "def shown(*a): found = real(*a); print(found.extra, found.local.lr); return found\n"
+    code += "sweep._recorded = shown; sys.exit(sweep.main(sys.argv))"
+    command = [sys.executable, "-c", code, f"--workdir={folder}", "--dry_run"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[0] == "5 0.2"
+    assert "#   run.seed=1/run" in result.stdout
+
+    file.write_text(
+        file.read_text().replace("    extra", "    new: int = spec(1, 'new')\n    extra")
+    )
+    result = launch(f"--workdir={folder}", "--dry_run")
+    assert result.returncode == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith(f"error: workdir={folder}: --config={file} has the field new, which")
+
+
 # Trials as processes, with a stand-in for the launcher -----
 
 STAND_IN = """
@@ -323,6 +361,69 @@ def test_the_table_on_a_terminal(standing):
     shown.show()
     again = stream.getvalue().removeprefix(text)
     assert again == f"\x1b[{text.count(chr(10))}F\x1b[J{text}"
+
+
+# Slurm jobs, without Slurm -----
+
+JOB = """
+import shlex, sys
+from pathlib import Path
+from launch import slurm, trials
+run, patience, restarts = sys.argv[2:]
+trials.Sweep.command = lambda self, trial: ["bash", "-c", run]
+slurm.PATIENCE = int(patience)
+slurm.Job(Path(sys.argv[1]), "run.seed=0", int(restarts))()
+"""
+SAVES = "trap 'exit 42' USR2; echo here; while :; do sleep 0.05; done"
+TOO_SLOW = "trap '' USR2; echo here; sleep 10"
+DEAF = "echo here; exec sleep 60"
+
+
+def job(folder, run: str, restarts: int = 100, patience: int = 60) -> tuple[int, str, str]:
+    """Runs trial 0 as a job until its time is nearly over; exit status, what it asked of Slurm, and
+    what is said of the trial."""
+    made = trials.Sweep(folder, (), {}, {"run.seed": (0,)})
+    trials.write(made)
+    (trial,) = made.trials()
+    asked = folder / "asked"
+    asked.write_text("")
+    scontrol = folder / "scontrol"  # a stand-in that ends the job, as Slurm does
+    scontrol.write_text(f'#!/bin/bash\necho "$@" >> {asked}; kill -9 $PPID\n')
+    scontrol.chmod(0o755)
+    found = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    command = [sys.executable, "-c", JOB, str(folder), run, str(patience), str(restarts)]
+    # Slurm has started it before: preempted jobs do not count.
+    process = subprocess.Popen(command, cwd=ROOT, env={**found, "SLURM_RESTART_COUNT": "200"})
+    log = made.log(trial)
+    log.unlink(missing_ok=True)
+    try:
+        while not log.exists() or "\nhere" not in log.read_text():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGUSR2)
+        status = process.wait(120)
+    finally:
+        process.kill()
+    return status, asked.read_text(), trials.fault(made, trial)
+
+
+@pytest.mark.parametrize(
+    ("run", "patience"), [(SAVES, 60), (TOO_SLOW, 1), (DEAF, 60)], ids=["saves", "slow", "deaf"]
+)
+def test_a_job_whose_time_is_nearly_over_is_requeued(run, patience, tmp_path):
+    """Once, when the run has saved, and at the latest when its time to do so is over."""
+    status, asked, says = job(tmp_path, run, patience=patience)
+    assert (status, asked) == (-signal.SIGKILL, "requeue 7\n")
+    assert says.startswith("run.seed=0: was stopped before its end;")
+
+
+def test_a_job_gives_up_after_so_many_requeues(tmp_path):
+    """Its own: those by Slurm do not count. What is said of the trial is why."""
+    for _ in range(2):
+        assert job(tmp_path, SAVES, restarts=2)[:2] == (-signal.SIGKILL, "requeue 7\n")
+    status, asked, says = job(tmp_path, SAVES, restarts=2)
+    assert (status, asked) == (1, "")
+    assert says.startswith("run.seed=0: exit status 42;")
 
 
 # What a folder holds -----
@@ -478,6 +579,60 @@ def test_a_plan_that_cannot_be_made_leaves_the_others_alone(tmp_path, monkeypatc
     assert not made.run_directory(left).exists()
 
 
+def test_errors_of_any_kind_leave_the_others_alone(tmp_path, monkeypatch):
+    """One batch lacks memory, and one trial of the other one its report: the rest finishes, and the
+    next start trains the first batch and writes that report."""
+    config = cfg.override(CONFIG, {"run.rounds": 5, "mesh.devices": 1})
+    made = asked(tmp_path / "s", "run.rounds=5,6 seed=0,1", config)
+    trials.write(made)
+    execute, written = experiment.execute, []
+
+    def lacks_memory(plan, directory):
+        if plan.config.run.rounds == 6:
+            raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\n" + "allocated\n" * 500)
+        return execute(plan, directory)
+
+    def report(config, rows, folder):
+        written.append((config.run.rounds, config.run.seed))
+        if written == [(5, 0), (5, 1)]:
+            _ = {}["a row"]
+        return single.report(config, rows, folder)
+
+    module = types.SimpleNamespace(arms=single.arms, report=report)
+    monkeypatch.setattr(experiment, "execute", lacks_memory)
+    program.run(made, module, config, made.trials())
+    assert written == [(5, 0), (5, 1)]
+    left = unfinished(made)
+    assert [tuple(trial.values.values()) for trial in left] == [(5, 1), (6, 0), (6, 1)]
+    says = [trials.fault(made, trial).partition("ends with: ")[2] for trial in left]
+    assert says[0] == "error: KeyError: 'a row'"
+    assert says[1].startswith("error: JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory allocated")
+    assert len(says[1]) < 600
+    assert "Traceback (most recent call last)" in made.log(left[0]).read_text()
+
+    # What was begun stays together when the grid grows.
+    wider = asked(tmp_path / "s", "run.rounds=6,5 seed=2,1,0", config)
+    found = program.left(wider, config, unfinished(wider))
+    values = [[tuple(trial.values.values()) for trial in batch] for batch in found]
+    assert sorted(values[:2]) == [[(5, 0), (5, 1)], [(6, 0), (6, 1)]]
+    assert values[2:] == [[(6, 2)], [(5, 2)]]
+
+    def saved() -> dict:
+        places = (made.folder / "programs").glob("*/checkpoints/*/*")
+        return {place: place.stat().st_mtime_ns for place in places}
+
+    before = saved()
+    monkeypatch.setattr(experiment, "execute", execute)
+    program.run(made, module, config, left)
+    assert unfinished(made) == []
+    assert sorted(written[2:]) == [(5, 1), (6, 0), (6, 1)]
+    assert before.items() <= saved().items()  # not trained again
+    assert len(list((made.folder / "programs").iterdir())) == 2
+    for trial in made.trials():
+        found = (made.run_directory(trial) / "metrics.jsonl").read_text().splitlines()
+        assert len(found) == trial.values["run.rounds"]
+
+
 def test_what_a_process_has_only_once_makes_batches():
     config = ota_pruning.get_config("fast")
     made = asked(Path("/nowhere"), "run.rounds=24,30 ratios=[0.3],[0.9] uplink.snr_db=0,5", config)
@@ -502,9 +657,9 @@ CLOUD = cloud.Options(
 TRIAL = grid.Trial("a=0.3,b=8+16", {})
 
 
-def lines(place: str, folder="/mnt/It's/My sweep") -> list[list[str]]:
+def lines(place: str, folder="/mnt/It's/My sweep", restarts=100) -> list[list[str]]:
     made = trials.Sweep(Path(folder), (), {}, {})
-    found = cloud.commands(place, made, TRIAL, CLOUD)
+    found = cloud.commands(place, made, TRIAL, CLOUD._replace(restarts=restarts))
     assert [shlex.split(shlex.join(line)) for line in found] == found
     return found
 
@@ -531,10 +686,12 @@ def test_workloads_of_gke():
     assert value(lines("gke", "/mnt/other")[0], "workload") != value(command, "workload")
 
 
+@pytest.mark.parametrize("restarts", [100, 1, 0])
 @pytest.mark.parametrize("place", ["gce", "queued_resources"])
-def test_startup_scripts(place, tmp_path):
-    """As bash understands them, with stand-ins for the programs: again while the status is 42."""
-    command = lines(place)[0]
+def test_startup_scripts(place, restarts, tmp_path):
+    """As bash understands them, with stand-ins for the programs: again while the status is 42, for
+    the third time at most, and not more often than may be."""
+    command = lines(place, restarts=restarts)[0]
     _, _, script = value(command, "metadata").partition("startup-script=")
     for name, text in {
         "python": f'echo "$@" >> {tmp_path}/said; exit $((42 * ($(wc -l < {tmp_path}/said) < 3)))',
@@ -547,10 +704,77 @@ def test_startup_scripts(place, tmp_path):
     subprocess.run(["bash", "-c", script], env=environment, check=True, timeout=60)
     said = (tmp_path / "said").read_text().splitlines()
     own = f"-m launch.sweep --workdir=/mnt/It's/My sweep --trial={TRIAL.name}"
-    assert said[:3] == [own] * 3
-    assert said[3].startswith("gcloud compute ")
-    assert " delete sw-my-sweep-" in said[3]
-    assert len(said) == 4
+    assert said[:-1] == [own] * min(3, 1 + restarts)
+    assert said[-1].startswith("gcloud compute ")
+    assert " delete sw-my-sweep-" in said[-1]
+
+
+GCLOUD = """
+kind=$2 verb=$3 name=$4
+[ $kind != instance-groups ] || { verb=$4; name=$5; }
+echo $kind $verb >> said
+case "$kind $verb" in
+  "instance-templates create") [ ! -e template-$name ] && touch template-$name ;;
+  "instance-templates delete") [ ! -e group-$name ] && rm template-$name ;;
+  "instance-groups create") [ ! -e full -a ! -e group-$name ] && touch group-$name ;;
+esac
+"""
+XPK = """
+echo $1 $2 >> said
+case "$1 $2" in
+  "workload create") [ ! -e ${3#--workload=} ] && touch ${3#--workload=} ;;
+  "workload delete") rm ${3#--workload=} ;;
+esac
+"""
+
+
+@pytest.fixture
+def clouds(tmp_path, monkeypatch):
+    """A sweep of one trial, and what starts it in a cloud with stand-ins for gcloud and xpk; they
+    refuse what is there already, and to delete templates of a group."""
+    for name, text in {"gcloud": GCLOUD, "xpk": XPK}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\ncd {tmp_path}\n{text}")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    made = trials.Sweep(tmp_path / "s", (), {}, {"run.seed": (0,)})
+    trials.write(made)
+
+    def start(place: str) -> list[str]:
+        """Its calls."""
+        (tmp_path / "said").unlink(missing_ok=True)
+        sweep._cloud(made, made.trials(), place, CLOUD)
+        return (tmp_path / "said").read_text().splitlines()
+
+    return made, start
+
+
+def test_a_failed_trial_starts_again_on_compute_engine(clouds, tmp_path):
+    made, start = clouds
+    (tmp_path / "full").touch()
+    with pytest.raises(RuntimeError, match="some trials were not started"):
+        start("gce")
+    (tmp_path / "full").unlink()
+    start("gce")
+    (group,) = tmp_path.glob("group-*")
+    with pytest.raises(RuntimeError):  # it runs
+        start("gce")
+    assert group.exists()
+    trials.record(made, made.trials()[0], 1)
+    group.unlink()  # as the machine does at its end
+    start("gce")
+    assert group.exists()
+    assert trials.state(made, made.trials()[0]).word == "waiting"
+
+
+def test_a_failed_trial_starts_again_on_gke(clouds):
+    made, start = clouds
+    assert start("gke") == ["workload create"]
+    with pytest.raises(RuntimeError):  # it runs
+        start("gke")
+    trials.record(made, made.trials()[0], 1)
+    assert start("gke") == ["workload delete", "workload create"]
+    with pytest.raises(RuntimeError):  # it runs again
+        start("gke")
 
 
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed")
@@ -558,7 +782,8 @@ def test_startup_scripts(place, tmp_path):
 def test_gcloud_takes_our_lines(place, tmp_path):
     """Its own parser refuses nothing but a flag that there is not; nothing is started."""
     environment = {**os.environ, "CLOUDSDK_CONFIG": str(tmp_path)}
-    for command in lines(place):
+    made = trials.Sweep(Path("/mnt/sweep"), (), {}, {})
+    for command in [*cloud.leftovers(place, made, TRIAL, CLOUD, True), *lines(place)]:
         result = subprocess.run(
             [*command, "--bogus-flag"], env=environment, capture_output=True, text=True, timeout=120
         )
@@ -569,11 +794,11 @@ def test_gcloud_takes_our_lines(place, tmp_path):
 
 @pytest.mark.skipif(shutil.which("xpk") is None, reason="xpk is not installed")
 def test_xpk_takes_our_lines():
-    (command,) = lines("gke")
-    result = subprocess.run(
-        [*command, "--dry-run", "--skip-validation"], capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    made = trials.Sweep(Path("/mnt/sweep"), (), {}, {})
+    for command in [*cloud.leftovers("gke", made, TRIAL, CLOUD, True), *lines("gke")]:
+        tried = [*command, "--dry-run", "--skip-validation"]
+        result = subprocess.run(tried, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stdout + result.stderr
     assert TRIAL.name in result.stdout
 
 
@@ -601,3 +826,10 @@ def test_the_script_for_sbatch():
     )
     assert f"cd {ROOT}" in text.splitlines()
     assert "array" not in slurm.script(made, made.trials()[:1], options)
+
+
+def test_as_many_arrays_as_it_takes():
+    many = grid.trials({"run.seed": tuple(range(2500))})
+    parts = slurm.parts(many)
+    assert [len(part) for part in parts] == [1000, 1000, 500]
+    assert [trial for part in parts for trial in part] == many
