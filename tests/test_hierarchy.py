@@ -13,6 +13,7 @@ from experiments import hfl_adaptive, hfl_pruning
 from fedprune import build as build_stages
 from fedprune import config as cfg
 from fedprune import hierarchy, link, local, prune, resources, rng
+from fedprune.link.ofdma import SCHEMES
 from fedprune.round import Edges
 
 MODEL = mlp()
@@ -176,6 +177,14 @@ def test_equal_shares_without_pruning_take_longer():
     )
     assert not np.asarray(air.ratio).any()
     assert float(air.state.seconds.max()) > 3e-3
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_server_without_devices_changes_no_bill(scheme):
+    args = jax.random.key(3), jnp.int32(5), jnp.arange(11)
+    two, one = (wireless(edges(*sizes), scheme=scheme).prepare(*args) for sizes in ((0, 11), (11,)))
+    assert np.isfinite(np.asarray(one.state.seconds)).any()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), two, one)
 
 
 def test_noise_of_the_share_alone():

@@ -80,13 +80,18 @@ def clipped_form(p: Problem, rho_max: jax.Array | float = 1.0) -> Allocation:
     """
     floor = 1.0 - jnp.asarray(rho_max, p.air.dtype)
     share = jnp.clip(closed_form(p).share, 0.0, 1.0)
-    share = share / jnp.sum(share)
+    share = _to_one(share)
     return _given(p, share, jnp.clip(kept(p, share), floor, 1.0), floor)
 
 
 def _equal_shares(p: Problem) -> jax.Array:
-    one = jnp.where(p.active, jnp.ones_like(p.air), 0.0)
-    return one / jnp.sum(one)
+    return _to_one(jnp.where(p.active, jnp.ones_like(p.air), 0.0))
+
+
+def _to_one(share: jax.Array) -> jax.Array:
+    """Shares [N] scaled to a sum of 1, or all 0 as they are, where no device is active."""
+    total = jnp.sum(share)
+    return share / jnp.where(total > 0, total, 1.0)
 
 
 def _given(p: Problem, share: jax.Array, keep: jax.Array, floor: jax.Array) -> Allocation:
