@@ -58,7 +58,7 @@ def bad_values(field: dataclasses.Field):
         return st.one_of(st.text().filter(lambda s: s not in m["choices"]), *wrong)
     if kind is int:
         wrong.append(st.floats())
-    wrong += [st.text(), st.just(math.nan), st.booleans()]
+    wrong += [st.text(), st.sampled_from([math.nan, math.inf, -math.inf]), st.booleans()]
     if m.get("low") is not None:
         wrong.append(st.integers(max_value=int(m["low"]) - 1))
     if m.get("high") is not None:
@@ -97,35 +97,62 @@ def faults(field: dataclasses.Field) -> list:
     elif cfg.element_type(field) is str:
         wrong += [1, 0.5]
     else:
-        wrong += ["1", math.nan] + ([0.5] if cfg.element_type(field) is int else [])
-        beyond = {"low": -math.inf, "high": math.inf}
-        at = {"above": m["above"], "below": m["below"]}
-        at |= {name: m[name] and math.nextafter(m[name], end) for name, end in beyond.items()}
-        at |= {"low": -1e-300} if m["low"] == 0 else {}
-        wrong += [v for v in at.values() if v is not None]
-        wrong += [math.inf] if m["high"] is not None or m["below"] is not None else []
+        whole = cfg.element_type(field) is int
+        wrong += ["1", math.nan, math.inf, -math.inf] + ([0.5] if whole else [])
+        wrong += [m[name] for name in ("above", "below") if m[name] is not None]
+        for name, end in (("low", -1), ("high", 1)):
+            if m[name] is not None:
+                wrong.append(m[name] + end if whole else math.nextafter(m[name], end * math.inf))
     return wrong if cfg.one_value(field) else [*wrong, *((v,) for v in wrong), [1]]
 
 
-def test_every_fault_is_named_with_its_field_and_value():
-    """Generated from the fields' limits, for the fields of all experiments; -s prints how many."""
-    tried, seen = set(), set()
+def every_field() -> list[tuple[cfg.Config, str, dataclasses.Field]]:
+    """The fields of all experiments, each once, with a configuration that has it."""
+    found = {}
     for file in sorted((Path(__file__).parents[1] / "experiments").glob("*.py")):
         module = importlib.import_module(f"experiments.{file.stem}")
         config = module.get_config() if hasattr(module, "get_config") else cfg.Config()
         for path, field, _ in cfg.fields(config):
-            if (path, field) in seen:  # inherited
-                continue
-            seen.add((path, field))
-            for value in faults(field):
-                with pytest.raises(cfg.ConfigError) as error:
-                    cfg.validate(cfg.override(config, {path: value}))
-                message = str(error.value)
-                assert message.splitlines() == [message]
-                assert message.startswith(f"{path}={value!r}: must be {cfg.describe(field)}")
-                tried.add((path, repr(value)))
+            found.setdefault((path, field), (config, path, field))  # else inherited
+    return list(found.values())
+
+
+def test_every_number_has_both_ends():
+    numbers = [(p, f) for _, p, f in every_field() if cfg.element_type(f) in (int, float)]
+    assert len(numbers) > 90
+    for path, field in numbers:
+        m = field.metadata
+        assert m["low"] is not None or m["above"] is not None, path
+        assert m["high"] is not None or m["below"] is not None, path
+        if cfg.element_type(field) is int:  # what they are in the program
+            assert m["high"] < 2**31, path
+        else:
+            assert max(abs(m[end] or 0) for end in ("low", "above", "high", "below")) < 1e38, path
+
+
+def test_numbers_that_are_not_finite_are_refused_without_ends():
+    @dataclasses.dataclass
+    class Own(cfg.Config):
+        mine: float = cfg.spec(0.0, "anything")
+
+    for value in (math.inf, -math.inf, math.nan):
+        with pytest.raises(cfg.ConfigError, match=f"mine={value}: must be a number"):
+            cfg.validate(Own(mine=value))
+
+
+def test_every_fault_is_named_with_its_field_and_value():
+    """Generated from the fields' limits, for the fields of all experiments; -s prints how many."""
+    tried = set()
+    for config, path, field in every_field():
+        for value in faults(field):
+            with pytest.raises(cfg.ConfigError) as error:
+                cfg.validate(cfg.override(config, {path: value}))
+            message = str(error.value)
+            assert message.splitlines() == [message]
+            assert message.startswith(f"{path}={value!r}: must be {cfg.describe(field)}")
+            tried.add((path, repr(value)))
     print(f"{len(tried):,} faults in {len({path for path, _ in tried})} fields")
-    assert len(tried) > 1200
+    assert len(tried) > 1400
 
 
 @pytest.mark.parametrize(
