@@ -537,6 +537,11 @@ FREE = (
 )
 
 
+# How a run lies on its devices: what it computes does not depend on it, except for last bits with
+# the fast reduction. (Chunks and lanes decide in which order clients are added up.)
+PLACES = ("mesh.devices", "mesh.arms")
+
+
 # What all arms of an experiment share: they are of its data and of its loop over rounds.
 WHOLE = frozenset(
     (
