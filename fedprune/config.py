@@ -197,6 +197,25 @@ class Edges:
     sizes: tuple[int, ...] = spec(
         (), "clients of each edge server; none: as equal as can be", low=0, high=1_000_000
     )
+    cloud: str = spec(
+        "ideal",
+        "link from the edge servers to the cloud, once a round of the cloud: perfect and free; or"
+        " bits, in channel uses of each server's own",
+        choices=("ideal", "orthogonal"),
+    )
+    cloud_snr_db: float = spec(
+        20.0, "P / no at the cloud (orthogonal)", low=-100, high=200, unit="dB", traced=True
+    )
+    cloud_rate: float = spec(
+        0.0, "rate (orthogonal); 0: capacity", low=0, high=100, unit="bits/channel use"
+    )
+    cloud_value_bits: int = spec(32, "size of a weight (orthogonal)", low=2, high=32, unit="bits")
+    cloud_power: float = spec(
+        1.0, "power budget of an edge server", above=0, high=1e9, unit="W", traced=True
+    )
+    cloud_bandwidth: float = spec(
+        1e6, "bandwidth to the cloud", above=0, high=1e12, unit="channel uses/s", traced=True
+    )
 
 
 @dataclass
@@ -532,7 +551,8 @@ FREE = (
     *("variant", "data.dir", "data.download", "local.*", "cohort.*"),
     *("personal.lr", "personal.pull", "personal.steps"),
     *("pruning.ratio", "pruning.start", "pruning.every", "pruning.steps"),
-    *("uplink.*", "downlink.*", "server.lr", "server.momentum", "server.b2", "server.epsilon"),
+    *("uplink.*", "downlink.*", "edges.cloud*"),
+    *("server.lr", "server.momentum", "server.b2", "server.epsilon"),
     *("mesh.*", "run.rounds", "run.every", "run.save_every", "run.evaluate", "run.test"),
 )
 
@@ -785,6 +805,17 @@ def _validate_together(c: Config) -> None:
     require(
         c.edges.servers <= c.data.clients,
         f"edges.servers={c.edges.servers}: must be at most data.clients={c.data.clients}",
+    )
+    e = c.edges
+    require(
+        e.cloud == "ideal" or e.servers > 0,
+        f"edges.cloud={e.cloud!r}: must be ideal for edges.servers={e.servers}",
+    )
+    capacity = math.log2(1 + 10 ** (e.cloud_snr_db / 10))
+    require(
+        e.cloud == "ideal" or e.cloud_rate < capacity,
+        f"edges.cloud_rate={e.cloud_rate}: must be below {capacity:.4g}, the capacity at"
+        f" edges.cloud_snr_db={e.cloud_snr_db}, or nothing arrives",
     )
     require(
         not c.edges.sizes

@@ -41,6 +41,7 @@ def test_choices_are_those_that_can_be_built():
     assert choices["pruning.form"] == set(FORMS)
     assert choices["uplink.scheme"] == set(SCHEMES)
     assert choices["uplink.link"] == {"ofdma", *build.UPLINKS}
+    assert choices["edges.cloud"] == set(build.CLOUDS)
     assert choices["uplink.normalisation"] == set(link.NORMALISATIONS)
 
 
@@ -225,6 +226,11 @@ def test_all_fields_in_words():
         (
             {"edges.servers": 2, "edges.sizes": (10, 11)},
             "edges.sizes=(10, 11): must be 2 numbers (edges.servers) that add up to",
+        ),
+        ({"edges.cloud": "orthogonal"}, "edges.cloud='orthogonal': must be ideal for"),
+        (
+            {"edges.servers": 2, "edges.cloud": "orthogonal", "edges.cloud_rate": 7.0},
+            "edges.cloud_rate=7.0: must be below 6.658, the capacity at edges.cloud_snr_db=20.0",
         ),
         ({"personal.method": "alternating"}, "personal.layers=(): must be given for"),
         ({"personal.layers": ("Conv",)}, "personal.layers=('Conv',): must be given for"),
