@@ -759,6 +759,14 @@ def _validate_together(c: Config) -> None:
         " for uplink.link='ofdma'",
     )
     require(
+        u.link != "ofdma" or c.local.steps > 0,
+        f"local.steps={c.local.steps}: must be above 0 for uplink.link='ofdma', which bills steps",
+    )
+    require(
+        u.link != "ofdma" or u.scheme != "printed" or u.cycles > 0,
+        f"uplink.cycles={u.cycles}: must be above 0 for uplink.scheme='printed', the closed form",
+    )
+    require(
         u.link != "orthogonal" or u.value_bits <= 32,
         f"uplink.value_bits={u.value_bits}: must be at most 32 for uplink.link='orthogonal'",
     )

@@ -213,3 +213,18 @@ def test_closed_form_made_usable():
             np.testing.assert_allclose(found.keep[i], best.keep[i], rtol=1e-9, atol=1e-12)
         late += not found.feasible[i]
     assert 0 < late < len(instances)
+
+
+@pytest.mark.parametrize("late", [[1], [0, 1, 2, 3]], ids=["one", "all"])
+def test_closed_form_of_devices_that_compute_too_long(late):
+    """They get nothing, and the others share the band; nothing is NaN."""
+    others = np.setdiff1d(np.arange(4), late)
+    fixed = np.zeros(4, np.float32)
+    fixed[late] = 2.0
+    one = jnp.ones(4)
+    p = allocation.Problem(jnp.float32(1), jnp.asarray(fixed), one, one, 0 * one, one > 0)
+    found = allocation.clipped_form(p)
+    np.testing.assert_allclose(np.asarray(found.share)[late], 0)
+    np.testing.assert_allclose(np.asarray(found.share)[others], 1 / max(1, len(others)), rtol=1e-6)
+    assert np.isfinite(found.keep).all()
+    assert not found.feasible

@@ -28,6 +28,8 @@ from fedprune.link.ofdma import SCHEMES
 from fedprune.prune.neurons import FORMS
 
 FIELDS = {path: field for path, field, _ in cfg.fields(ota_pruning.get_config("fast"))}
+OFDMA = {"uplink.link": "ofdma", "uplink.fading": "rayleigh"}
+OFDMA |= {"uplink.nearest": 50.0, "uplink.farthest": 90.0}
 FREE = {"experiment", "variant", "data.dir", "personal.layers"}
 
 
@@ -218,6 +220,11 @@ def test_all_fields_in_words():
         ),
         ({"pruning.schedule": "allocated"}, "pruning.schedule='allocated': must come with"),
         ({"uplink.link": "ofdma"}, "uplink.fading='none': must be rayleigh"),
+        (
+            {**OFDMA, "uplink.scheme": "printed", "uplink.cycles": 0.0},
+            "uplink.cycles=0.0: must be above 0 for uplink.scheme='printed'",
+        ),
+        ({**OFDMA, "local.steps": 0, "local.epochs": 1}, "local.steps=0: must be above 0 for"),
         (
             {"uplink.link": "orthogonal", "uplink.value_bits": 64},
             "uplink.value_bits=64: must be at most 32",
