@@ -84,12 +84,12 @@ class AirNet(Config):
     """The common fields, and those of delivery."""
 
     snrs_db: tuple[float, ...] = spec((), "SNRs of delivery", low=-30, high=100, unit="dB")
-    uses: int = spec(2000, "bandwidth b", low=1, unit="complex channel uses")
-    draws: int = spec(4, "draws of the noise for each accuracy", low=1)
-    fading_draws: int = spec(24, "draws of h for each accuracy under fading", low=1)
-    test_images: int = spec(1000, "test images of each draw", low=1)
-    curvature_images: int = spec(128, "training images of a sensitivity", low=1)
-    products: int = spec(12, "Hessian products of a sensitivity", low=2)
+    uses: int = spec(2000, "bandwidth b", low=1, high=1_000_000_000, unit="complex channel uses")
+    draws: int = spec(4, "draws of the noise for each accuracy", low=1, high=1_000_000)
+    fading_draws: int = spec(24, "draws of h for each accuracy under fading", low=1, high=1_000_000)
+    test_images: int = spec(1000, "test images of each draw", low=1, high=100_000_000)
+    curvature_images: int = spec(128, "training images of a sensitivity", low=1, high=100_000_000)
+    products: int = spec(12, "Hessian products of a sensitivity", low=2, high=1_000_000)
 
 
 C = TypeVar("C", bound=AirNet)

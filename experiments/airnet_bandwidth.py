@@ -38,7 +38,9 @@ BANDWIDTHS = {
 class AirNetBandwidth(airnet.AirNet):
     """The common fields, bandwidths and the digital models."""
 
-    bandwidths: tuple[int, ...] = spec((1000,), "values of b", low=1, unit="complex channel uses")
+    bandwidths: tuple[int, ...] = spec(
+        (1000,), "values of b", low=1, high=1_000_000_000, unit="complex channel uses"
+    )
     shares: tuple[float, ...] = spec(
         (0.5, 0.25, 0.1, 0.04), "of the weights that digital models keep", above=0, high=1
     )

@@ -66,7 +66,7 @@ class HflAdaptive(Config):
     """The common fields, and the thresholds that are compared."""
 
     limits_ms: tuple[float, ...] = spec(
-        (25.0, 30.0, 35.0, 40.0), "T_th compared", above=0, unit="ms"
+        (25.0, 30.0, 35.0, 40.0), "T_th compared", above=0, high=1e9, unit="ms"
     )
 
 

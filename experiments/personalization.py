@@ -92,9 +92,9 @@ class Personalization(Config):
 
     ratios: tuple[float, ...] = spec((0.0, 0.5, 0.9), "fixed pruning ratios", low=0, below=1)
     limits_ms: tuple[float, ...] = spec(
-        (15.0, 20.0, 25.0, 30.0), "T_th compared", above=0, unit="ms"
+        (15.0, 20.0, 25.0, 30.0), "T_th compared", above=0, high=1e9, unit="ms"
     )
-    mu: float = spec(0.1, "proximal term of FedProx", above=0)
+    mu: float = spec(0.1, "proximal term of FedProx", above=0, high=1e6)
 
 
 def get_config(variant: str = "fast") -> Personalization:

@@ -117,6 +117,16 @@ UPLINKS: dict[str, Callable[[cfg.Uplink], Uplink]] = {
         )
     ),
 }
+CLOUDS: dict[str, Callable[[cfg.Edges], Uplink]] = {
+    "ideal": lambda e: link.ideal(),
+    "orthogonal": lambda e: link.orthogonal(
+        e.cloud_snr_db,
+        e.cloud_rate or None,
+        e.cloud_value_bits,
+        power=e.cloud_power,
+        bandwidth=e.cloud_bandwidth,
+    ),
+}
 
 
 def partitioner(d: cfg.Data, dataset: data.Dataset) -> Partitioner:
@@ -365,7 +375,8 @@ def algorithm(config: cfg.Config, network: Model, layout: mesh.Layout) -> rounds
     if tiers is None:
         stages |= {"downlink": downlink(c.downlink), "personal": personal(c, network)}
         return rounds.build(**stages)
-    return hierarchy.build(**stages, cloud=link.ideal(), edges=tiers, edge_rounds=c.edges.rounds)
+    cloud = CLOUDS[c.edges.cloud](c.edges)
+    return hierarchy.build(**stages, cloud=cloud, edges=tiers, edge_rounds=c.edges.rounds)
 
 
 def _unless_zero(value: jax.Array | float) -> jax.Array | float | None:

@@ -9,6 +9,8 @@ import copy
 import dataclasses
 import difflib
 import inspect
+import math
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,11 +64,13 @@ class Data:
         "how examples are split",
         choices=("iid", "dirichlet", "label_k", "shards", "group"),
     )
-    alpha: float = spec(0.3, "concentration of the Dirichlet partition", above=0)
+    alpha: float = spec(0.3, "concentration of the Dirichlet partition", above=0, high=1e6)
     classes_per_client: int = spec(2, "classes of a client (label_k)", low=1, high=256)
     shards_per_client: int = spec(2, "shards of a client (shards)", low=1, high=1_000_000)
     clients: int = spec(20, "clients in the federation, K", low=1, high=1_000_000)
-    examples: int = spec(0, "training examples that are used, the first ones; 0: all", low=0)
+    examples: int = spec(
+        0, "training examples that are used, the first ones; 0: all", low=0, high=1_000_000_000
+    )
 
 
 @dataclass
@@ -77,17 +81,19 @@ class Model:
         "cnn", "architecture", choices=("cnn", "mlp", "signal", "resnet18", "resnet34", "vgg16")
     )
     filters: tuple[int, ...] = spec(
-        (8, 16), "filters of each convolution block (cnn, signal)", low=1
+        (8, 16), "filters of each convolution block (cnn, signal)", low=1, high=65536
     )
     kernel: int = spec(3, "kernel size of the convolutions (cnn, signal)", low=1, high=15)
     stem_kernel: int = spec(64, "taps of the first convolution (signal)", low=1, high=4096)
     stem_stride: int = spec(8, "stride of the first convolution (signal)", low=1, high=4096)
-    hidden: tuple[int, ...] = spec((32,), "widths of the hidden dense layers", low=1)
+    hidden: tuple[int, ...] = spec(
+        (32,), "widths of the hidden dense layers", low=1, high=1_000_000
+    )
     widths: tuple[int, ...] = spec(
         (64, 128, 256, 512), "filters of each stage (resnet, vgg16)", low=1, high=65536
     )
     norm: str = spec("group", "normalisation (resnet)", choices=("group", "batch"))
-    groups: int = spec(32, "groups of channels (group norm)", low=1)
+    groups: int = spec(32, "groups of channels (group norm)", low=1, high=65536)
     stem: str = spec(
         "small",
         "3×3 convolution, or 7×7 of stride 2 with max-pooling (resnet)",
@@ -139,7 +145,9 @@ class Local:
         high=1,
         traced=True,
     )
-    schedule_every: int = spec(100, "rounds between drops (step)", low=1, traced=True)
+    schedule_every: int = spec(
+        100, "rounds between drops (step)", low=1, high=10_000_000, traced=True
+    )
     schedule_factor: float = spec(
         0.1, "factor on the learning rate at each drop (step)", low=0, high=1, traced=True
     )
@@ -149,7 +157,7 @@ class Local:
 class Cohort:
     """Participation."""
 
-    size: int = spec(0, "clients a round, S, drawn anew every round; 0: all", low=0)
+    size: int = spec(0, "clients a round, S, drawn anew every round; 0: all", low=0, high=1_000_000)
     weighting: str = spec(
         "examples",
         "how clients count in means: by their number of examples, or all the same",
@@ -187,7 +195,26 @@ class Edges:
     servers: int = spec(0, "edge servers, G; 0: clients talk to the cloud", low=0, high=100_000)
     rounds: int = spec(5, "edge rounds in a round of the cloud, E", low=1, high=100_000)
     sizes: tuple[int, ...] = spec(
-        (), "clients of each edge server; none: as equal as can be", low=0
+        (), "clients of each edge server; none: as equal as can be", low=0, high=1_000_000
+    )
+    cloud: str = spec(
+        "ideal",
+        "link from the edge servers to the cloud, once a round of the cloud: perfect and free; or"
+        " bits, in channel uses of each server's own",
+        choices=("ideal", "orthogonal"),
+    )
+    cloud_snr_db: float = spec(
+        20.0, "P / no at the cloud (orthogonal)", low=-100, high=200, unit="dB", traced=True
+    )
+    cloud_rate: float = spec(
+        0.0, "rate (orthogonal); 0: capacity", low=0, high=100, unit="bits/channel use"
+    )
+    cloud_value_bits: int = spec(32, "size of a weight (orthogonal)", low=2, high=32, unit="bits")
+    cloud_power: float = spec(
+        1.0, "power budget of an edge server", above=0, high=1e9, unit="W", traced=True
+    )
+    cloud_bandwidth: float = spec(
+        1e6, "bandwidth to the cloud", above=0, high=1e12, unit="channel uses/s", traced=True
     )
 
 
@@ -201,9 +228,9 @@ class Pruning:
         choices=("none", "one_shot", "iterative", "linear", "cubic", "allocated"),
     )
     ratio: float = spec(0.9, "final share of prunable weights pruned", low=0, high=1, traced=True)
-    start: int = spec(4, "round of the first pruning step", low=0, traced=True)
-    every: int = spec(3, "rounds between pruning steps", low=1, traced=True)
-    steps: int = spec(5, "pruning steps, n", low=1, traced=True)
+    start: int = spec(4, "round of the first pruning step", low=0, high=10_000_000, traced=True)
+    every: int = spec(3, "rounds between pruning steps", low=1, high=10_000_000, traced=True)
+    steps: int = spec(5, "pruning steps, n", low=1, high=10_000_000, traced=True)
     layers: str = spec(
         "all", "which kernels are prunable: all, or fully connected ones", choices=("all", "dense")
     )
@@ -226,7 +253,9 @@ class Pruning:
         " decide masks of their own",
         choices=("server", "client", "own"),
     )
-    warm_up: int = spec(1, "steps before a client decides its own mask, beside local", low=1)
+    warm_up: int = spec(
+        1, "steps before a client decides its own mask, beside local", low=1, high=1_000_000
+    )
     importance: str = spec(
         "magnitude",
         "what a client's own mask keeps: large weights, or weights that the warm-up changed much",
@@ -260,7 +289,9 @@ class Uplink:
         "bits of rounded values (orthogonal): value_bits each, or what an entropy coder takes",
         choices=("fixed", "entropy"),
     )
-    rate: float = spec(0.0, "rate (orthogonal); 0: capacity", low=0, unit="bits/channel use")
+    rate: float = spec(
+        0.0, "rate (orthogonal); 0: capacity", low=0, high=100, unit="bits/channel use"
+    )
     value_bits: int = spec(
         32, "size of a weight (orthogonal: at most 32; ofdma)", low=2, high=64, unit="bits"
     )
@@ -274,16 +305,28 @@ class Uplink:
     )
     packing: str = spec("complex", "weights per symbol: two or one", choices=("complex", "real"))
     fading: str = spec("none", "small-scale fading", choices=("none", "rayleigh", "rician"))
-    rician: float = spec(3.0, "line of sight over scattered power (rician)", low=0, traced=True)
+    rician: float = spec(
+        3.0, "line of sight over scattered power (rician)", low=0, high=1e6, traced=True
+    )
     antennas: int = spec(1, "receive antennas", low=1, high=4096)
     csi_error: float = spec(
-        0.0, "variance of the channel estimate's error, relative to the gain", low=0, traced=True
+        0.0,
+        "variance of the channel estimate's error, relative to the gain",
+        low=0,
+        high=1e3,
+        traced=True,
     )
     threshold: float = spec(
-        0.0, "clients with an estimated power gain below this stay silent", low=0, traced=True
+        0.0,
+        "clients with an estimated power gain below this stay silent",
+        low=0,
+        high=1e6,
+        traced=True,
     )
-    nearest: float = spec(0.0, "distance of the nearest client; 0: no path loss", low=0, unit="m")
-    farthest: float = spec(0.0, "distance of the farthest client", low=0, unit="m")
+    nearest: float = spec(
+        0.0, "distance of the nearest client; 0: no path loss", low=0, high=1e8, unit="m"
+    )
+    farthest: float = spec(0.0, "distance of the farthest client", low=0, high=1e8, unit="m")
     division: str = spec(
         "all",
         "what the sum of updates with different masks is divided by: all clients, or the holders of"
@@ -295,12 +338,15 @@ class Uplink:
         "fewest holders, in clients of mean weight at the largest server (holders); up to 1,"
         " anybody counts over links without noise",
         above=0,
+        high=1e6,
         traced=True,
     )
-    power: float = spec(1.0, "power budget of a client", above=0, unit="W", traced=True)
-    bandwidth: float = spec(1e6, "bandwidth", above=0, unit="channel uses/s", traced=True)
+    power: float = spec(1.0, "power budget of a client", above=0, high=1e9, unit="W", traced=True)
+    bandwidth: float = spec(
+        1e6, "bandwidth", above=0, high=1e12, unit="channel uses/s", traced=True
+    )
     time_limit: float = spec(
-        0.03, "T_th, the time of a round (ofdma)", above=0, unit="s", traced=True
+        0.03, "T_th, the time of a round (ofdma)", above=0, high=1e6, unit="s", traced=True
     )
     scheme: str = spec(
         "optimal",
@@ -315,17 +361,19 @@ class Uplink:
         choices=("server", "shared"),
     )
     rho_max: float = spec(1.0, "largest pruning ratio (ofdma)", above=0, high=1, traced=True)
-    noise: float = spec(1e-14, "noise power over the band (ofdma)", above=0, unit="W", traced=True)
+    noise: float = spec(
+        1e-14, "noise power over the band (ofdma)", above=0, high=1e9, unit="W", traced=True
+    )
     noise_of: str = spec(
         "band",
         "which noise a device's rate has (ofdma): the whole band's, as in P2 (10), or its share's",
         choices=("band", "share"),
     )
     frequency: float = spec(
-        3e9, "speed of a processor (ofdma)", above=0, unit="cycles/s", traced=True
+        3e9, "speed of a processor (ofdma)", above=0, high=1e15, unit="cycles/s", traced=True
     )
     cycles: float = spec(
-        1.0, "work for a step of one weight (ofdma)", low=0, unit="cycles", traced=True
+        1.0, "work for a step of one weight (ofdma)", low=0, high=1e12, unit="cycles", traced=True
     )
     payload: str = spec(
         "values",
@@ -359,8 +407,10 @@ class Downlink:
     csi_error: float = spec(
         0.0, "variance of the channel estimate's error", low=0, high=1e3, traced=True
     )
-    power: float = spec(1.0, "power budget of the server", above=0, unit="W", traced=True)
-    bandwidth: float = spec(1e6, "bandwidth", above=0, unit="channel uses/s", traced=True)
+    power: float = spec(1.0, "power budget of the server", above=0, high=1e9, unit="W", traced=True)
+    bandwidth: float = spec(
+        1e6, "bandwidth", above=0, high=1e12, unit="channel uses/s", traced=True
+    )
 
 
 @dataclass
@@ -393,11 +443,15 @@ class Mesh:
     devices: int = spec(
         0, "devices to use; 0: all (on CPU, one per core up to 8)", low=0, high=4096
     )
-    arms: int = spec(0, "devices that share out the arms; 0: all if there are enough arms", low=0)
+    arms: int = spec(
+        0, "devices that share out the arms; 0: all if there are enough arms", low=0, high=4096
+    )
     reduction: str = spec("fast", "sum over devices", choices=("fast", "strict"))
     lanes: int = spec(8, "lanes of the strict reduction", low=1, high=4096)
-    clients_per_chunk: int = spec(1, "clients vmapped together", low=1)
-    arms_per_chunk: int = spec(0, "arms vmapped together; 0: one on CPU, all elsewhere", low=0)
+    clients_per_chunk: int = spec(1, "clients vmapped together", low=1, high=1_000_000)
+    arms_per_chunk: int = spec(
+        0, "arms vmapped together; 0: one on CPU, all elsewhere", low=0, high=1_000_000
+    )
 
 
 @dataclass
@@ -405,8 +459,8 @@ class Run:
     """Length and repetition."""
 
     rounds: int = spec(24, "rounds", low=1, high=10_000_000)
-    every: int = spec(1, "rounds between evaluations", low=1)
-    save_every: int = spec(4, "evaluations between checkpoints", low=1)
+    every: int = spec(1, "rounds between evaluations", low=1, high=10_000_000)
+    save_every: int = spec(4, "evaluations between checkpoints", low=1, high=10_000_000)
     evaluate: str = spec(
         "pruned",
         "which global model is evaluated: with the round's mask, or as the server has it",
@@ -497,9 +551,15 @@ FREE = (
     *("variant", "data.dir", "data.download", "local.*", "cohort.*"),
     *("personal.lr", "personal.pull", "personal.steps"),
     *("pruning.ratio", "pruning.start", "pruning.every", "pruning.steps"),
-    *("uplink.*", "downlink.*", "server.lr", "server.momentum", "server.b2", "server.epsilon"),
+    *("uplink.*", "downlink.*", "edges.cloud*"),
+    *("server.lr", "server.momentum", "server.b2", "server.epsilon"),
     *("mesh.*", "run.rounds", "run.every", "run.save_every", "run.evaluate", "run.test"),
 )
+
+
+# How a run lies on its devices: what it computes does not depend on it, except for last bits with
+# the fast reduction. (Chunks and lanes decide in which order clients are added up.)
+PLACES = ("mesh.devices", "mesh.arms")
 
 
 # What all arms of an experiment share: they are of its data and of its loop over rounds.
@@ -532,13 +592,19 @@ def describe(f: dataclasses.Field) -> str:
         return one if one_value(f) else f"a list, each {one}"
     words = {
         "low": "at least {}",
-        "high": "at most {}",
         "above": "above {}",
+        "high": "at most {}",
         "below": "below {}",
     }
-    bounds = [text.format(m[name]) for name, text in words.items() if m.get(name) is not None]
+    ends = {name: m[name] for name in words if m.get(name) is not None}
+    bounds = [words[name].format(_short(end)) for name, end in ends.items()]
     one = {int: "an integer", float: "a number", str: "a string"}[element_type(f)]
     return " and ".join([one if one_value(f) else f"a list, each {one}", *bounds])
+
+
+def _short(number: float) -> str:
+    """1,000,000 for integers, 1e6 for floats."""
+    return f"{number:,}" if isinstance(number, int) else re.sub(r"e\+?0*", "e", f"{number:g}")
 
 
 def explain(config: Any) -> str:
@@ -627,7 +693,8 @@ def _suggestions(f: dataclasses.Field, value: Any) -> list[str]:
 def _right_type(f: dataclasses.Field, value: Any) -> bool:
     kind = element_type(f)
     allowed = int | float if kind is float else kind
-    return isinstance(value, allowed) and not isinstance(value, bool)
+    finite = not isinstance(value, float) or math.isfinite(value)
+    return isinstance(value, allowed) and not isinstance(value, bool) and finite
 
 
 def _in_range(f: dataclasses.Field, value: Any) -> bool:
@@ -692,6 +759,14 @@ def _validate_together(c: Config) -> None:
         " for uplink.link='ofdma'",
     )
     require(
+        u.link != "ofdma" or c.local.steps > 0,
+        f"local.steps={c.local.steps}: must be above 0 for uplink.link='ofdma', which bills steps",
+    )
+    require(
+        u.link != "ofdma" or u.scheme != "printed" or u.cycles > 0,
+        f"uplink.cycles={u.cycles}: must be above 0 for uplink.scheme='printed', the closed form",
+    )
+    require(
         u.link != "orthogonal" or u.value_bits <= 32,
         f"uplink.value_bits={u.value_bits}: must be at most 32 for uplink.link='orthogonal'",
     )
@@ -738,6 +813,17 @@ def _validate_together(c: Config) -> None:
     require(
         c.edges.servers <= c.data.clients,
         f"edges.servers={c.edges.servers}: must be at most data.clients={c.data.clients}",
+    )
+    e = c.edges
+    require(
+        e.cloud == "ideal" or e.servers > 0,
+        f"edges.cloud={e.cloud!r}: must be ideal for edges.servers={e.servers}",
+    )
+    capacity = math.log2(1 + 10 ** (e.cloud_snr_db / 10))
+    require(
+        e.cloud == "ideal" or e.cloud_rate < capacity,
+        f"edges.cloud_rate={e.cloud_rate}: must be below {capacity:.4g}, the capacity at"
+        f" edges.cloud_snr_db={e.cloud_snr_db}, or nothing arrives",
     )
     require(
         not c.edges.sizes

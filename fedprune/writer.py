@@ -48,6 +48,8 @@ class RunDirectory:
         run goes on from them. It is not changed. Given again to a directory that was begun in this
         way, it does nothing.
       free: patterns of the paths in which ``resume_from``'s configuration may differ.
+      places: paths that say on which devices a run computes, and not what. In these a start may
+        differ from the one before; ``config.json`` has the last one's.
 
     Raises:
       RunDirectoryError: another process uses it, it belongs to another configuration, it is not
@@ -63,6 +65,7 @@ class RunDirectory:
         fresh: bool = False,
         resume_from: str | os.PathLike | None = None,
         free: Sequence[str] = (),
+        places: Sequence[str] = (),
     ) -> None:
         self.path = Path(path)
         file = self.path / "config.json"
@@ -70,8 +73,9 @@ class RunDirectory:
         config = json.loads(json.dumps(config))
         source = None if resume_from is None else Path(resume_from)
         begun = file.exists() and not fresh
+        self._moved: list[str] = []
         if begun:
-            self._check_own(config, source)
+            self._moved = self._check_own(config, source, places)
         elif not file.exists() and _foreign(self.path):
             raise RunDirectoryError(f"workdir={self.path}: is neither empty nor a run directory")
         with contextlib.ExitStack() as stack:
@@ -89,14 +93,17 @@ class RunDirectory:
                 except BaseException:
                     self.close()
                     raise
+            elif self._moved:
+                write_json(file, config)
 
     def record(self, environment: dict[str, Any]) -> None:
         """Adds this start to ``run.json``, and logs in what it differs from the one before."""
         run = _read_json(self.path / "run.json")
+        moved, times = list(self._moved), dict.fromkeys(("at", "ended"))
         for last in run["starts"][-1:]:
-            times = dict.fromkeys(("at", "ended"))
-            for _, text in differences({**last, **times}, {**environment, **times}):
-                log.warning("resuming elsewhere: %s; numbers may differ in their last bits", text)
+            moved += [t for _, t in differences({**last, **times}, {**environment, **times})]
+        for text in moved:
+            log.warning("resuming elsewhere: %s; numbers may differ in their last bits", text)
         run["starts"].append({"at": _now(), **environment})
         write_json(self.path / "run.json", run)
 
@@ -109,12 +116,19 @@ class RunDirectory:
         run["starts"][-1]["ended"] = _now()
         write_json(self.path / "run.json", run)
 
-    def _check_own(self, config: dict[str, Any], source: Path | None) -> None:
-        for _, text in differences(_read_json(self.path / "config.json"), config):
-            raise RunDirectoryError(
-                f"workdir={self.path}: belongs to another configuration ({text}); take a new"
-                " directory, run with the old configuration to resume, or start over with --fresh"
-            )
+    def _check_own(
+        self, config: dict[str, Any], source: Path | None, places: Sequence[str]
+    ) -> list[str]:
+        """In which of ``places`` the configuration differs from the directory's, in words."""
+        moved = []
+        for name, text in differences(_read_json(self.path / "config.json"), config):
+            if name not in places:
+                raise RunDirectoryError(
+                    f"workdir={self.path}: belongs to another configuration ({text}); take a new"
+                    " directory, run with the old configuration to resume, or start over with"
+                    " --fresh"
+                )
+            moved.append(text)
         if source is not None:
             origin = _read_json(self.path / "run.json")["resumed_from"]
             if origin is None or origin["path"] != str(source.resolve()):
@@ -122,6 +136,7 @@ class RunDirectory:
                     f"workdir={self.path}: holds a run that was not begun with"
                     f" resume_from={source}; take a new directory, or start over with --fresh"
                 )
+        return moved
 
     def _begin(self, config: dict[str, Any], source: Path | None) -> None:
         there = [p for p in sorted(self.path.iterdir()) if p.name not in (LOCK, OLD)]

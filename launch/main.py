@@ -146,6 +146,7 @@ def _run(config: cfg.Config, workdir: str) -> int:
                 fresh=FRESH.value,
                 resume_from=RESUME_FROM.value,
                 free=cfg.FREE,
+                places=cfg.PLACES,
             )
             stack.enter_context(directory)
             directory.record(backend.environment())

@@ -7,6 +7,7 @@ import pytest
 from allocations import BAND, CONV, DENSE, Instance, draw, solve
 
 from fedprune import allocation, resources
+from fedprune.link.ofdma import SCHEMES
 
 SEED = 20_230_505  # fixed before any of these tests was run
 
@@ -135,15 +136,17 @@ def test_p4_is_in_time_in_ten_thousand_random_rounds():
         np.testing.assert_array_less(share.sum(1), 1 + 1e-5)
 
 
-def test_edges_are_solved_apart():
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_edges_are_solved_apart(scheme):
     """Ragged edges, one empty and one infeasible, against one problem each."""
+    allocate = SCHEMES[scheme]
     rng = np.random.default_rng(SEED)
     x = draw(rng, 12, "usual")._replace(rho_max=1.0, paper="P2", cycles=np.full(12, 10.0))
     edge, bad = np.array([0, 2, 2, 0, 4, 2, 4, 4, 2, 2, 0, 2]), 4
     x = x._replace(threshold=0.5, snr=np.where(edge == bad, 1e-3, x.snr + 1))
     with jax.enable_x64(True):
-        found = jax.jit(allocation.by_edge, static_argnums=2)(
-            x.problem("float64"), jnp.asarray(edge, jnp.int32), 5
+        found = jax.jit(allocation.by_edge, static_argnums=(2, 3))(
+            x.problem("float64"), jnp.asarray(edge, jnp.int32), 5, lambda p: allocate(p, 1.0)
         )
         for k in range(5):
             mine = edge == k
@@ -151,8 +154,10 @@ def test_edges_are_solved_apart():
                 assert bool(found.feasible[k])
                 continue
             part = x._replace(snr=x.snr[mine], cycles=x.cycles[mine], frequency=x.frequency[mine])
-            alone = jax.tree.map(lambda v: v[0], solve([part]))
-            assert bool(alone.feasible) == bool(found.feasible[k]) == (k != bad)
+            alone = jax.tree.map(lambda v: v[0], solve([part], solver=allocate))
+            assert bool(alone.feasible) == bool(found.feasible[k])
+            assert scheme != "optimal" or bool(alone.feasible) == (k != bad)
+            assert np.isfinite(alone.share).all()
             np.testing.assert_allclose(found.share[mine], alone.share, rtol=1e-12)
             np.testing.assert_allclose(found.keep[mine], alone.keep, rtol=1e-12)
             np.testing.assert_allclose(found.least[k], alone.least, rtol=1e-12)
@@ -208,3 +213,18 @@ def test_closed_form_made_usable():
             np.testing.assert_allclose(found.keep[i], best.keep[i], rtol=1e-9, atol=1e-12)
         late += not found.feasible[i]
     assert 0 < late < len(instances)
+
+
+@pytest.mark.parametrize("late", [[1], [0, 1, 2, 3]], ids=["one", "all"])
+def test_closed_form_of_devices_that_compute_too_long(late):
+    """They get nothing, and the others share the band; nothing is NaN."""
+    others = np.setdiff1d(np.arange(4), late)
+    fixed = np.zeros(4, np.float32)
+    fixed[late] = 2.0
+    one = jnp.ones(4)
+    p = allocation.Problem(jnp.float32(1), jnp.asarray(fixed), one, one, 0 * one, one > 0)
+    found = allocation.clipped_form(p)
+    np.testing.assert_allclose(np.asarray(found.share)[late], 0)
+    np.testing.assert_allclose(np.asarray(found.share)[others], 1 / max(1, len(others)), rtol=1e-6)
+    assert np.isfinite(found.keep).all()
+    assert not found.feasible

@@ -28,6 +28,8 @@ from fedprune.link.ofdma import SCHEMES
 from fedprune.prune.neurons import FORMS
 
 FIELDS = {path: field for path, field, _ in cfg.fields(ota_pruning.get_config("fast"))}
+OFDMA = {"uplink.link": "ofdma", "uplink.fading": "rayleigh"}
+OFDMA |= {"uplink.nearest": 50.0, "uplink.farthest": 90.0}
 FREE = {"experiment", "variant", "data.dir", "personal.layers"}
 
 
@@ -41,6 +43,7 @@ def test_choices_are_those_that_can_be_built():
     assert choices["pruning.form"] == set(FORMS)
     assert choices["uplink.scheme"] == set(SCHEMES)
     assert choices["uplink.link"] == {"ofdma", *build.UPLINKS}
+    assert choices["edges.cloud"] == set(build.CLOUDS)
     assert choices["uplink.normalisation"] == set(link.NORMALISATIONS)
 
 
@@ -58,7 +61,7 @@ def bad_values(field: dataclasses.Field):
         return st.one_of(st.text().filter(lambda s: s not in m["choices"]), *wrong)
     if kind is int:
         wrong.append(st.floats())
-    wrong += [st.text(), st.just(math.nan), st.booleans()]
+    wrong += [st.text(), st.sampled_from([math.nan, math.inf, -math.inf]), st.booleans()]
     if m.get("low") is not None:
         wrong.append(st.integers(max_value=int(m["low"]) - 1))
     if m.get("high") is not None:
@@ -97,35 +100,62 @@ def faults(field: dataclasses.Field) -> list:
     elif cfg.element_type(field) is str:
         wrong += [1, 0.5]
     else:
-        wrong += ["1", math.nan] + ([0.5] if cfg.element_type(field) is int else [])
-        beyond = {"low": -math.inf, "high": math.inf}
-        at = {"above": m["above"], "below": m["below"]}
-        at |= {name: m[name] and math.nextafter(m[name], end) for name, end in beyond.items()}
-        at |= {"low": -1e-300} if m["low"] == 0 else {}
-        wrong += [v for v in at.values() if v is not None]
-        wrong += [math.inf] if m["high"] is not None or m["below"] is not None else []
+        whole = cfg.element_type(field) is int
+        wrong += ["1", math.nan, math.inf, -math.inf] + ([0.5] if whole else [])
+        wrong += [m[name] for name in ("above", "below") if m[name] is not None]
+        for name, end in (("low", -1), ("high", 1)):
+            if m[name] is not None:
+                wrong.append(m[name] + end if whole else math.nextafter(m[name], end * math.inf))
     return wrong if cfg.one_value(field) else [*wrong, *((v,) for v in wrong), [1]]
 
 
-def test_every_fault_is_named_with_its_field_and_value():
-    """Generated from the fields' limits, for the fields of all experiments; -s prints how many."""
-    tried, seen = set(), set()
+def every_field() -> list[tuple[cfg.Config, str, dataclasses.Field]]:
+    """The fields of all experiments, each once, with a configuration that has it."""
+    found = {}
     for file in sorted((Path(__file__).parents[1] / "experiments").glob("*.py")):
         module = importlib.import_module(f"experiments.{file.stem}")
         config = module.get_config() if hasattr(module, "get_config") else cfg.Config()
         for path, field, _ in cfg.fields(config):
-            if (path, field) in seen:  # inherited
-                continue
-            seen.add((path, field))
-            for value in faults(field):
-                with pytest.raises(cfg.ConfigError) as error:
-                    cfg.validate(cfg.override(config, {path: value}))
-                message = str(error.value)
-                assert message.splitlines() == [message]
-                assert message.startswith(f"{path}={value!r}: must be {cfg.describe(field)}")
-                tried.add((path, repr(value)))
+            found.setdefault((path, field), (config, path, field))  # else inherited
+    return list(found.values())
+
+
+def test_every_number_has_both_ends():
+    numbers = [(p, f) for _, p, f in every_field() if cfg.element_type(f) in (int, float)]
+    assert len(numbers) > 90
+    for path, field in numbers:
+        m = field.metadata
+        assert m["low"] is not None or m["above"] is not None, path
+        assert m["high"] is not None or m["below"] is not None, path
+        if cfg.element_type(field) is int:  # what they are in the program
+            assert m["high"] < 2**31, path
+        else:
+            assert max(abs(m[end] or 0) for end in ("low", "above", "high", "below")) < 1e38, path
+
+
+def test_numbers_that_are_not_finite_are_refused_without_ends():
+    @dataclasses.dataclass
+    class Own(cfg.Config):
+        mine: float = cfg.spec(0.0, "anything")
+
+    for value in (math.inf, -math.inf, math.nan):
+        with pytest.raises(cfg.ConfigError, match=f"mine={value}: must be a number"):
+            cfg.validate(Own(mine=value))
+
+
+def test_every_fault_is_named_with_its_field_and_value():
+    """Generated from the fields' limits, for the fields of all experiments; -s prints how many."""
+    tried = set()
+    for config, path, field in every_field():
+        for value in faults(field):
+            with pytest.raises(cfg.ConfigError) as error:
+                cfg.validate(cfg.override(config, {path: value}))
+            message = str(error.value)
+            assert message.splitlines() == [message]
+            assert message.startswith(f"{path}={value!r}: must be {cfg.describe(field)}")
+            tried.add((path, repr(value)))
     print(f"{len(tried):,} faults in {len({path for path, _ in tried})} fields")
-    assert len(tried) > 1200
+    assert len(tried) > 1400
 
 
 @pytest.mark.parametrize(
@@ -191,6 +221,11 @@ def test_all_fields_in_words():
         ({"pruning.schedule": "allocated"}, "pruning.schedule='allocated': must come with"),
         ({"uplink.link": "ofdma"}, "uplink.fading='none': must be rayleigh"),
         (
+            {**OFDMA, "uplink.scheme": "printed", "uplink.cycles": 0.0},
+            "uplink.cycles=0.0: must be above 0 for uplink.scheme='printed'",
+        ),
+        ({**OFDMA, "local.steps": 0, "local.epochs": 1}, "local.steps=0: must be above 0 for"),
+        (
             {"uplink.link": "orthogonal", "uplink.value_bits": 64},
             "uplink.value_bits=64: must be at most 32",
         ),
@@ -198,6 +233,11 @@ def test_all_fields_in_words():
         (
             {"edges.servers": 2, "edges.sizes": (10, 11)},
             "edges.sizes=(10, 11): must be 2 numbers (edges.servers) that add up to",
+        ),
+        ({"edges.cloud": "orthogonal"}, "edges.cloud='orthogonal': must be ideal for"),
+        (
+            {"edges.servers": 2, "edges.cloud": "orthogonal", "edges.cloud_rate": 7.0},
+            "edges.cloud_rate=7.0: must be below 6.658, the capacity at edges.cloud_snr_db=20.0",
         ),
         ({"personal.method": "alternating"}, "personal.layers=(): must be given for"),
         ({"personal.layers": ("Conv",)}, "personal.layers=('Conv',): must be given for"),

@@ -1,5 +1,7 @@
 """Edge servers and cloud: against NumPy loops, the flat round, and on any number of devices."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from experiments import hfl_adaptive, hfl_pruning
 from fedprune import build as build_stages
 from fedprune import config as cfg
 from fedprune import hierarchy, link, local, prune, resources, rng
+from fedprune.link.ofdma import SCHEMES
 from fedprune.round import Edges
 
 MODEL = mlp()
@@ -178,6 +181,14 @@ def test_equal_shares_without_pruning_take_longer():
     assert float(air.state.seconds.max()) > 3e-3
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_server_without_devices_changes_no_bill(scheme):
+    args = jax.random.key(3), jnp.int32(5), jnp.arange(11)
+    two, one = (wireless(edges(*sizes), scheme=scheme).prepare(*args) for sizes in ((0, 11), (11,)))
+    assert np.isfinite(np.asarray(one.state.seconds)).any()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), two, one)
+
+
 def test_noise_of_the_share_alone():
     """Same allocation; the bill with R = b B log2(1 + g p / (b sigma^2)), in float64."""
     tiers, args = edges(4, 1, 6), (jax.random.key(3), jnp.int32(5), jnp.arange(11))
@@ -306,6 +317,50 @@ def test_configuration_reaches_the_allocation():
     seconds, ratio, _ = slowest(uplink__noise_of="share")
     assert seconds < 0.03 * (1 - 1e-4)
     np.testing.assert_allclose(ratio, best, rtol=1e-6)
+
+
+TIERS = {
+    "data.clients": 6,
+    "local.steps": 1,
+    "local.batch": 4,
+    "pruning.schedule": "one_shot",
+    "pruning.ratio": 0.5,
+    "pruning.start": 1,
+    "edges.servers": 3,
+    "edges.rounds": 2,
+    "edges.cloud_snr_db": 15.0,
+    "edges.cloud_power": 0.3,
+    "edges.cloud_bandwidth": 2e5,
+}
+
+
+@pytest.mark.parametrize(("rate", "bits"), [(0.0, 8), (2.5, 32)])
+def test_configuration_bills_the_cloud(rate, bits):
+    """Beside what the devices take, by hand: bits of the kept weights, uses, seconds, joules."""
+    clients, layout = federation(6), fp.mesh.make(clients=1)
+    shapes = [leaf.shape for leaf in leaves(MODEL.init(jax.random.key(0)))]
+    kernels = sum(math.prod(shape) for shape in shapes if len(shape) == 2)
+    biases = sum(math.prod(shape) for shape in shapes if len(shape) == 1)
+
+    def bill(cloud, uplink):
+        changes = {"edges.cloud": cloud, "edges.cloud_rate": rate, "edges.cloud_value_bits": bits}
+        config = cfg.override(cfg.Config(), {**TIERS, **changes, "uplink.link": uplink})
+        cfg.validate(config)
+        algorithm = build_stages.algorithm(config, MODEL, layout)
+        return fp.run.simulate(algorithm, MODEL, clients, clients, 3)[1].cost
+
+    sent = np.array([kernels, kernels // 2, kernels // 2]) + biases  # pruned from round 1 on
+    header = 32 if bits < 32 else 0
+    uses = 3 * np.ceil((bits * sent + header) / (rate or np.log2(1 + 10**1.5)))
+    found = bill("orthogonal", "ideal")
+    np.testing.assert_array_equal(found.channel_uses, uses)
+    np.testing.assert_allclose(found.seconds, uses / 2e5, rtol=1e-6)
+    np.testing.assert_allclose(found.energy, 0.3 * uses / 2e5, rtol=1e-6)
+    if rate:
+        both, devices = bill("orthogonal", "over_the_air"), bill("ideal", "over_the_air")
+        np.testing.assert_allclose(both.channel_uses, uses + devices.channel_uses, rtol=1e-6)
+        np.testing.assert_allclose(both.seconds, uses / 2e5 + devices.seconds, rtol=1e-6)
+        assert (np.asarray(devices.seconds) > 0).all()
 
 
 @pytest.mark.parametrize("experiment", [hfl_pruning, hfl_adaptive])

@@ -213,6 +213,33 @@ def test_runs_killed_at_random_moments(tmp_path, capsys):
     assert killer.saving >= (wanted / 5 if wanted >= 50 else 1)
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_on_another_number_of_devices(tmp_path):
+    """Strict, clients spread over two devices; killed, and then on four: the unbroken bytes."""
+    asked = ["--config=experiments/single.py:tiny", "--config.mesh.reduction=strict"]
+    asked += ["--config.run.rounds=40", "--config.run.save_every=1"]
+    two, four = (f"--config.mesh.devices={n}" for n in (2, 4))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(command(*asked, two, f"--workdir={whole}"))
+    begun = subprocess.Popen(
+        command(*asked, two, f"--workdir={broken}"), cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    while lines(broken / "metrics.jsonl") < 5 and begun.poll() is None:
+        time.sleep(0.002)
+    begun.kill()
+    assert begun.wait() == -9
+    result = launch(*asked, four, f"--workdir={broken}")
+    assert result.returncode == 0, result.stderr
+    moved = "resuming elsewhere: mesh.devices was 2, is 4; numbers may differ in their last bits"
+    assert moved in result.stderr.splitlines()
+    assert "program0: resuming after round" in result.stderr
+    assert "1 x 4 devices (arms x clients)" in result.stderr
+    for name in ("metrics.jsonl", "report.md"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
+    starts = json.loads((broken / "run.json").read_text())["starts"]
+    assert [start["devices"] for start in starts] == [{"cpu cpu": 2}, {"cpu cpu": 4}]
+
+
 def test_run_directory(unbroken):
     """What a run leaves behind, and that it is refused to another configuration."""
     summary = json.loads((unbroken / "summary.json").read_text())

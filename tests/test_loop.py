@@ -199,6 +199,24 @@ def test_a_run_directory_knows_its_starts(tmp_path, caplog):
     ]
 
 
+def test_a_run_goes_on_in_another_place(tmp_path, caplog):
+    """With a warning, once, and the directory's configuration is then the new one."""
+    places, environment = ("mesh.devices",), {"devices": {"cpu": 2}}
+    two = {"mesh": {"devices": 2, "lanes": 8}, "seed": 0}
+    four = {**two, "mesh": {"devices": 4, "lanes": 8}}
+    for config in (two, four, four):
+        with RunDirectory(tmp_path / "run", config, places=places) as directory:
+            directory.record(environment)
+        assert json.loads((tmp_path / "run" / "config.json").read_text()) == config
+    assert [r.getMessage() for r in caplog.records] == [
+        "resuming elsewhere: mesh.devices was 2, is 4; numbers may differ in their last bits"
+    ]
+    for other in ({**two, "seed": 1}, {**two, "mesh": {"devices": 2, "lanes": 4}}):
+        with pytest.raises(RunDirectoryError, match="belongs to another configuration"):
+            RunDirectory(tmp_path / "run", other, places=places)
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == four
+
+
 def test_rows_with_mappings(tmp_path):
     """Numbers that are not finite become null, and TensorBoard has one scalar for each number."""
     row = {"program": "p", "arm": "a", "seed": 0, "round": 1, "kept": 3, "test_histogram": [1, 2]}

@@ -51,16 +51,17 @@ def unpruned(p: Problem) -> Allocation:
 def closed_form(p: Problem) -> Allocation:
     """P2 (34) with (35), P4 (54) with (58), as printed: nothing is clipped.
 
-    Needs v3 > 0. ``feasible`` says whether all lo_n <= b_n <= hi_n, so that it is the optimum;
-    ``least`` is that of ``optimal`` at rho_max = 1.
+    Needs v3 > 0. For a device that computes for longer than T_th by itself, the number under the
+    root may be negative; it is then taken for 0. ``feasible`` says whether all lo_n <= b_n <= hi_n,
+    so that it is the optimum; ``least`` is that of ``optimal`` at rho_max = 1.
     """
     v1, v2, v3 = terms(p)
-    root = jnp.sqrt(v1 + v2 * v3)
+    root = jnp.sqrt(jnp.maximum(v1 + v2 * v3, 0.0))
     weight = jnp.where(p.active, 1.0 / v3, 0.0)
     scale = jnp.sum(root * weight)
     # (s root_n - 1) / v3_n, in differences of roots: s root_n is close to 1 where v3 is small.
     others = jnp.sum((root[:, None] - root[None, :]) * weight[None, :], 1)
-    share = jnp.where(p.active, (root + others) / (v3 * scale), 0.0)
+    share = jnp.where(p.active & (scale > 0), (root + others) / (v3 * scale), 0.0)
     s = (1.0 + jnp.sum(weight)) / scale
     low, high = box(p)
     return Allocation(
@@ -80,13 +81,18 @@ def clipped_form(p: Problem, rho_max: jax.Array | float = 1.0) -> Allocation:
     """
     floor = 1.0 - jnp.asarray(rho_max, p.air.dtype)
     share = jnp.clip(closed_form(p).share, 0.0, 1.0)
-    share = share / jnp.sum(share)
+    share = _to_one(share)
     return _given(p, share, jnp.clip(kept(p, share), floor, 1.0), floor)
 
 
 def _equal_shares(p: Problem) -> jax.Array:
-    one = jnp.where(p.active, jnp.ones_like(p.air), 0.0)
-    return one / jnp.sum(one)
+    return _to_one(jnp.where(p.active, jnp.ones_like(p.air), 0.0))
+
+
+def _to_one(share: jax.Array) -> jax.Array:
+    """Shares [N] scaled to a sum of 1, or all 0 as they are, where no device is active."""
+    total = jnp.sum(share)
+    return share / jnp.where(total > 0, total, 1.0)
 
 
 def _given(p: Problem, share: jax.Array, keep: jax.Array, floor: jax.Array) -> Allocation:
