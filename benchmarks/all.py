@@ -28,6 +28,7 @@ STEPS = {
     "overhead_cpu": ["benchmarks.overhead"],
     "options_cpu": ["benchmarks.options"],
     "hierarchy_cpu": ["benchmarks.hierarchy"],
+    "allocation_cpu": ["benchmarks.allocation"],
 }
 """file -> module and its flags"""
 

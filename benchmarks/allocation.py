@@ -3,24 +3,24 @@
     python -m benchmarks.allocation
 
 Each is one server's round with N devices: P2's sizes, rates drawn from 20 MHz at 0 to 50 dB, and a
-limit 1.5 times the least feasible one. Printed: the median over five timed calls of 2^17 / N
-problems each, after a first one that compiles.
+limit 1.5 times the least feasible one. Prints a JSON line for each N and type: the median over
+timed calls of 2^17 / N problems each, after a first one that compiles.
 """
 
 from __future__ import annotations
 
-import time
 from statistics import median
 
 import jax
 import jax.numpy as jnp
+from absl import app
 
+from benchmarks import machine
+from benchmarks.overhead import OUT, SMOKE, TURNS
 from fedprune import allocation, resources
-from fedprune import report as rp
 
 SIZES = (1, 5, 25, 200)
 DEVICES = 2**17
-REPEATS = 5
 
 
 def problems(key: jax.Array, size: int, count: int, dtype: str) -> allocation.Problem:
@@ -36,31 +36,30 @@ def problems(key: jax.Array, size: int, count: int, dtype: str) -> allocation.Pr
     return jax.vmap(of)(rate)
 
 
-def seconds(size: int, dtype: str) -> tuple[int, float]:
-    """Problems a call, and its median time."""
-    count = max(1, DEVICES // size)
+def measured(size: int, dtype: str) -> dict:
+    """One row."""
+    count = 2 if SMOKE.value else DEVICES // size
     data = problems(jax.random.key(size), size, count, dtype)
     solve = jax.jit(jax.vmap(allocation.optimal))
-    jax.block_until_ready(solve(data))
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        jax.block_until_ready(solve(data))
-        times.append(time.perf_counter() - start)
-    return count, median(times)
+    call = {"": lambda: jax.block_until_ready(solve(data))}
+    took = median(machine.in_turns(call, 1 if SMOKE.value else TURNS.value)[""])
+    return {
+        "type": dtype,
+        "devices": size,
+        "problems": count,
+        "seconds": round(took, 4),
+        "problems_per_s": round(count / took),
+    }
 
 
-def main() -> None:
-    """Prints the table."""
-    body = []
+def main(_) -> None:
+    rows = []
     for dtype in ("float32", "float64"):
         with jax.enable_x64(dtype == "float64"):
-            for size in SIZES:
-                count, took = seconds(size, dtype)
-                body.append([dtype, f"{size}", f"{count}", f"{took:.3f}", f"{count / took:,.0f}"])
-    print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}")
-    print(rp.table(["type", "N", "problems", "s a call", "problems/s"], body))
+            rows += [measured(size, dtype) for size in SIZES]
+    facts = {"versions": {"jax": jax.__version__}, **machine.facts()}
+    machine.publish([{**row, **facts} for row in rows], OUT.value)
 
 
 if __name__ == "__main__":
-    main()
+    app.run(main)

@@ -106,6 +106,10 @@ TABLES: dict[str, tuple[str, Callable[[str], str]]] = {
     "overhead": ("overhead", plain("variant", "round_s", "percent_over_bare")),
     "stages": ("overhead", plain("stage", "seconds", "percent")),
     "hierarchy": ("hierarchy", plain("variant", "cloud_round_s", "time_over_flat", "turns")),
+    "allocation": (
+        "allocation",
+        plain("type", "devices", "problems", "seconds", "problems_per_s"),
+    ),
     "options": ("options", plain("workload", "setting", "time_over_default")),
 }
 """name in the page -> (file of results, how it becomes a table)"""

@@ -84,6 +84,7 @@ def train(
     Raises:
       Stopped: ``stop`` said so, and the state is saved.
       CheckpointError: what is there cannot be continued, or a checkpoint cannot be written.
+      RunDirectoryError: the rows that are there are damaged.
       ProcessesError: that happened to process 0, or the processes run different programs.
     """
     metrics = None if folder is None else Metrics(folder)

@@ -334,6 +334,7 @@ TIERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "bits"), [(0.0, 8), (2.5, 32)])
 def test_configuration_bills_the_cloud(rate, bits):
     """Beside what the devices take, by hand: bits of the kept weights, uses, seconds, joules."""

@@ -579,6 +579,7 @@ def test_a_plan_that_cannot_be_made_leaves_the_others_alone(tmp_path, monkeypatc
     assert not made.run_directory(left).exists()
 
 
+@pytest.mark.slow
 def test_errors_of_any_kind_leave_the_others_alone(tmp_path, monkeypatch):
     """One batch lacks memory, and one trial of the other one its report: the rest finishes, and the
     next start trains the first batch and writes that report."""
