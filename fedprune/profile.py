@@ -63,7 +63,8 @@ def by_stage(folder: Path, program: str) -> dict[str, float]:
         raise FileNotFoundError(f"no trace in {folder}")
     stage = stages(program)
     seconds: dict[str, float] = defaultdict(float)
-    for plane in ProfileData.from_file(str(traces[-1])).planes:
+    trace = ProfileData.from_file(str(traces[-1]))  # its parts do not keep it alive
+    for plane in trace.planes:
         for thread in plane.lines:
             for name, nanoseconds in _own_times(_operations(thread)):
                 seconds[stage.get(name, OTHER)] += 1e-9 * nanoseconds
