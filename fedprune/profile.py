@@ -10,6 +10,7 @@ device that waits for the others in a reduction spends that time in ``mesh``.
 from __future__ import annotations
 
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -63,11 +64,13 @@ def by_stage(folder: Path, program: str) -> dict[str, float]:
         raise FileNotFoundError(f"no trace in {folder}")
     stage = stages(program)
     seconds: dict[str, float] = defaultdict(float)
-    trace = ProfileData.from_file(str(traces[-1]))  # its parts do not keep it alive
-    for plane in trace.planes:
-        for thread in plane.lines:
-            for name, nanoseconds in _own_times(_operations(thread)):
-                seconds[stage.get(name, OTHER)] += 1e-9 * nanoseconds
+    with warnings.catch_warnings():
+        # Of JAX 0.12 on Python 3.13, about types of its own; as an error it would end the process.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for plane in ProfileData.from_file(str(traces[-1])).planes:
+            for thread in plane.lines:
+                for name, nanoseconds in _own_times(_operations(thread)):
+                    seconds[stage.get(name, OTHER)] += 1e-9 * nanoseconds
     return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 
