@@ -217,6 +217,7 @@ def test_clients_must_be_a_multiple_of_the_loads(tmp_path):
         build.partitioner(config.data, data.load("bearing", tmp_path))
 
 
+@pytest.mark.slow
 def test_experiment_on_a_tiny_set(tmp_path, caplog):
     """From a folder to a report: three kinds of waves under two loads are told apart."""
     rng = np.random.default_rng(0)

@@ -216,6 +216,7 @@ def test_every_client_hears_noise_of_its_own_and_one_broadcast_is_billed():
     assert energy(noise) / energy(leaves(params)) == pytest.approx(0.2, rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", coding.FAMILIES)
 def test_clients_one_by_one(family):
     """Means of noisy updates; bills of all clients."""
@@ -420,6 +421,7 @@ def test_combinations_that_are_refused(values, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_configuration_reaches_both_directions():
     """Spirals down and up and pruned units, through ``build``, with the bill by hand."""
     values = {

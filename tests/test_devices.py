@@ -26,7 +26,12 @@ def run(model, layout, rounds=ROUNDS, **kwargs):
 
 
 @pytest.mark.parametrize(
-    ("model", "chunk"), [(mlp(), 1), (mlp(), 2), (cnn(), 1)], ids=["mlp", "mlp-chunks", "cnn"]
+    ("model", "chunk"),
+    [
+        pytest.param(mlp(), 1, id="mlp"),
+        pytest.param(mlp(), 2, id="mlp-chunks", marks=pytest.mark.slow),
+        pytest.param(cnn(), 1, id="cnn", marks=pytest.mark.slow),
+    ],
 )
 def test_strict_is_bitwise_on_any_number_of_devices(model, chunk):
     """With pruning, noise and a cohort of 11 that no device count divides."""

@@ -201,6 +201,7 @@ def test_nobody_heard_changes_nothing():
         np.testing.assert_array_equal(column, 0)
 
 
+@pytest.mark.slow
 def test_fading_is_the_same_on_any_number_of_devices():
     model, clients = mlp(), federation(13)
     (first, info), (second, _) = (

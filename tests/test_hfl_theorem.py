@@ -18,6 +18,7 @@ def cross_entropy(w, x, y):
     return (np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y]).mean()
 
 
+@pytest.mark.slow
 def test_measured_constants(monkeypatch):
     small = {"data.clients": 4, "edges.servers": 2, "model.name": "mlp", "model.hidden": (6,)}
     small |= {"local.batch": 5, "local.steps": 2}

@@ -114,6 +114,7 @@ def test_needs_by_hand():
         assert f" {needed} " in table
 
 
+@pytest.mark.slow
 def test_command(tmp_path):
     """One command writes tables, claims and a figure; a bad variant is refused in one line."""
     command = [sys.executable, "-m", "launch.main", f"--workdir={tmp_path / 'run'}"]
