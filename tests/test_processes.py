@@ -35,7 +35,7 @@ COMMAND = [
     "--config.mesh.arms=1",
     "--config.mesh.reduction=strict",
 ]
-TIMEOUT = 10
+TIMEOUT = 15
 """seconds, of the heartbeat"""
 RESULTS = ("summary.json", "metrics.jsonl", "report.md")
 
