@@ -17,6 +17,8 @@ import slurm_cluster
 
 ROOT = Path(__file__).parents[1]
 ROUNDS = 60
+LONG = 400
+"""rounds that are not over before Slurm has decided to end the job"""
 SMALL = [
     "--config=experiments/single.py:tiny",
     "--config.mesh.devices=1",
@@ -75,6 +77,26 @@ def start_now(cluster) -> None:
         job, _, reason = line.partition(" ")
         if reason == "BeginTime":
             said(cluster, "scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def requeued(cluster, process: subprocess.Popen, trial: Path) -> tuple[int, int]:
+    """Waits until the one job is requeued amid its rounds, lets it start again, and the sweep end.
+
+    Returns the rounds that it had, and those after which it was resumed.
+    """
+    until(lambda: "BeginTime" in said(cluster, "squeue", "--format=%r"), process)
+    before = rounds(trial)
+    assert 0 < before < LONG
+    start_now(cluster)
+    out, error = process.communicate(timeout=1200)
+    assert process.returncode == 0, error
+    assert "1 of 1 trials" in out
+    assert "failed" not in out
+    assert starts(trial) == 2
+    assert rounds(trial) == LONG
+    log = (trial.parents[1] / "logs" / f"{trial.name}.log").read_text()
+    (resumed,) = re.findall(r"resuming after round (\d+)", log)
+    return before, int(resumed)
 
 
 def rounds(folder: Path) -> int:
@@ -142,48 +164,30 @@ def test_an_array_with_a_killed_trial(cluster, tmp_path):
 def test_a_preempted_trial_resumes(cluster, tmp_path):
     """A job of a partition that goes first takes all the node; then Slurm requeues ours."""
     folder = tmp_path / "sweep"
-    asked = [*SMALL, "--grid=uplink.snr_db=5", f"--workdir={folder}", *JOBS]
+    asked = [*SMALL, f"--config.run.rounds={LONG}", "--grid=uplink.snr_db=5", *JOBS]
+    asked += [f"--workdir={folder}"]
     trial = folder / "trials" / "uplink.snr_db=5"
     with ending(start(cluster, *asked, f"--partition={slurm_cluster.LOW}")) as process:
         saved = trial / "checkpoints" / "program0"  # with temporary folders beside whole ones
         until(lambda: any(p.name.isdecimal() for p in saved.glob("*")), process)
         said(cluster, "sbatch", f"--partition={slurm_cluster.HIGH}", "--exclusive",
              "--output=/dev/null", "--wrap=true")  # fmt: skip
-        until(lambda: "BeginTime" in said(cluster, "squeue", "--format=%r"), process)
-        before = rounds(trial)
-        assert 0 < before < ROUNDS
-        start_now(cluster)
-        out, error = process.communicate(timeout=1200)
-    assert process.returncode == 0, error
-    assert "1 of 1 trials" in out
-    assert starts(trial) == 2
-    log = (folder / "logs" / "uplink.snr_db=5.log").read_text()
-    (resumed,) = re.findall(r"resuming after round (\d+)", log)
-    assert 0 < int(resumed) <= before
-    assert rounds(trial) == ROUNDS
+        before, resumed = requeued(cluster, process, trial)
+    assert 0 < resumed <= before
 
 
 def test_a_trial_whose_time_is_nearly_over_resumes(cluster, tmp_path):
     """SIGUSR2 for the job's step, as ``sbatch --signal=USR2@90`` has it sent."""
     folder = tmp_path / "sweep"
-    asked = [*SMALL, "--grid=uplink.snr_db=3", f"--workdir={folder}", *JOBS]
+    asked = [*SMALL, f"--config.run.rounds={LONG}", "--grid=uplink.snr_db=3", *JOBS]
+    asked += [f"--workdir={folder}"]
     trial = folder / "trials" / "uplink.snr_db=3"
     with ending(start(cluster, *asked)) as process:
         until(lambda: rounds(trial) > 2, process)
         (job,) = json.loads((folder / "slurm" / "jobs.json").read_text()).values()
         said(cluster, "scancel", "--signal=USR2", job)
-        until(lambda: "BeginTime" in said(cluster, "squeue", "--format=%r"), process)
-        before = rounds(trial)
-        assert 0 < before < ROUNDS
-        start_now(cluster)
-        out, error = process.communicate(timeout=1200)
-    assert process.returncode == 0, error
-    assert "failed" not in out
-    assert starts(trial) == 2
-    log = (folder / "logs" / "uplink.snr_db=3.log").read_text()
-    (resumed,) = re.findall(r"resuming after round (\d+)", log)
-    assert int(resumed) == before  # nothing is computed again
-    assert rounds(trial) == ROUNDS
+        before, resumed = requeued(cluster, process, trial)
+    assert resumed == before  # nothing is computed again
 
 
 def test_a_trial_that_asks_for_it_is_requeued(cluster, tmp_path):
