@@ -326,7 +326,7 @@ def _run(sweep: Sweep, config: cfg.Config, module) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command does what is left", file=sys.stderr)
         return RETRY
-    except (writer.RunDirectoryError, RuntimeError) as e:
+    except (writer.RunDirectoryError, RuntimeError, OSError) as e:
         return launcher.refuse(e, 1)
 
 

@@ -168,6 +168,18 @@ def test_bad_usage_is_one_line_and_leaves_nothing(args, says, tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+def test_a_file_in_place_of_the_folder(tmp_path):
+    """One line that names it, as of a single run."""
+    (tmp_path / "notes").write_text("precious")
+    folder = tmp_path / "notes" / "s"
+    result = launch("--config=experiments/single.py:tiny", f"--workdir={folder}", "--grid=seed=0:2")
+    assert result.returncode == 1, result.stderr
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: [Errno 20] Not a directory: ")
+    assert str(folder) in line
+    assert (tmp_path / "notes").read_text() == "precious"
+
+
 def test_dry_run_prints_what_would_be_run(tmp_path):
     given = ["--config=experiments/single.py:tiny", "--config.local.lr=0.2", "--on=local"]
     result = launch(*given, f"--grid={GRID}", f"--workdir={tmp_path / 's'}", "--dry_run")
