@@ -13,7 +13,7 @@ run: $(STAMP)
 	$(BIN)/python -m launch.main --config=experiments/ota_pruning.py:fast --workdir=$(WORKDIR)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 3 $(TESTS)
+	$(BIN)/python -m pytest -n 3 --dist=worksteal $(TESTS)
 
 # The readers of TensorFlow Datasets' files, with that library in an environment of its own.
 test-tfds: $(VENV)-tfds/.installed

@@ -176,21 +176,8 @@ class Metrics:
         self._open: dict[str, SummaryWriter] = {}
 
     def rows(self) -> list[Row]:
-        """All rows so far; a last line that was cut off is left out.
-
-        Raises:
-          RunDirectoryError: another line is damaged.
-        """
-        if not self._path.exists():
-            return []
-        rows, lines = [], self._path.read_text(errors="replace").splitlines()
-        for number, line in enumerate(lines, 1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as e:
-                if number < len(lines):
-                    raise RunDirectoryError(f"{self._path}: line {number} is damaged") from e
-        return rows
+        """All rows so far, as ``read_rows``."""
+        return list(read_rows(self._path))
 
     def keep(self, wanted: Callable[[Row], bool]) -> None:
         """Drops the rows that are not wanted, and a last line that was cut off."""
@@ -221,6 +208,25 @@ class Metrics:
             # What an interrupted run wrote from this round on is void.
             self._open[name] = SummaryWriter(str(self._boards / name), purge_step=first)
         return self._open[name]
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of ``metrics.jsonl``; none if there is no such file.
+
+    A last line that was cut off, as in a run that is under way or was killed, is left out.
+
+    Raises:
+      RunDirectoryError: another line is damaged.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError as e:
+            if number == len(lines) and not line.endswith(b"\n"):
+                return
+            raise RunDirectoryError(f"{path}: line {number} is damaged") from e
+        yield row
 
 
 def write_json(path: Path, value: Any) -> None:

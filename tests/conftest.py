@@ -1,16 +1,25 @@
 """Every test runs on eight virtual CPU devices, with implicit promotion and warnings as errors."""
 
 import os
-
-# Eight devices on two busy cores may well wait for each other longer than XLA's 40 seconds.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_collective_call_terminate_timeout_seconds=600")
+import tempfile
 
 import jax
 import pytest
 
+# Eight devices on two busy cores may well wait for each other longer than XLA's 40 seconds.
+limit = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+os.environ["XLA_FLAGS"] = f"{limit} {os.environ.get('XLA_FLAGS', '')}"
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# The processes of a run of pytest, and those that tests start, share what they compile, and leave
+# the user's cache alone.
+compiled = tempfile.TemporaryDirectory(prefix="fedprune-tests-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture(scope="session")

@@ -33,14 +33,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """The launches of this file share a compilation cache, and leave the user's alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 def command(*args) -> list[str]:
     return [sys.executable, "-m", "launch.main", *map(str, args)]
 

@@ -380,7 +380,7 @@ def test_runs_of_older_versions_and_runs_without_rows(tmp_path):
         ("run/config.json", "[]", "run/config.json: is not a JSON object"),
         ("run/metrics.jsonl", '{"arm": "a"\n{}\n', "run/metrics.jsonl: line 1 is damaged"),
         ("run/metrics.jsonl", '{"arm": "a"}\n', "run/metrics.jsonl: line 1 is no row of fedprune"),
-        ("run/metrics.jsonl", b"\xff\xfe", "run/metrics.jsonl: cannot be read"),
+        ("run/metrics.jsonl", b"\xff\xfe\n", "run/metrics.jsonl: line 1 is damaged"),
         ("run/summary.json", '{"claims": [1]}', "run/summary.json: its tables or claims are not"),
         ("run/run.json", '{"starts": [{"at": "then"}]}', "run/run.json: its starts are not"),
     ],

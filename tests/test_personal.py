@@ -17,9 +17,11 @@ from fedprune.types import Clients, Model
 from fedprune.writer import RunDirectory
 
 K, S, SEED = 13, 11, 5
-MODEL = mlp()
 CLIENTS = federation(K)
 KEY = jax.random.key(SEED)
+INITIAL = mlp().init(rng.stream(KEY, "init"))
+MODEL = mlp()._replace(init=lambda key: INITIAL)
+"""its initial weights are the same bits in whatever program they are asked for"""
 
 
 def first(path, leaf):
@@ -209,8 +211,7 @@ def test_personal_statistics():
 
 def flat(predicate):
     """Federated averaging of a network of which some layers stay at their initial values."""
-    initial = MODEL.init(rng.stream(KEY, "init"))
-    shared, own = tree.split(tree.match_path(predicate, initial), initial)
+    shared, own = tree.split(tree.match_path(predicate, INITIAL), INITIAL)
     model = Model(lambda key: shared, lambda p, x: MODEL.apply(tree.join(p, own), x))
     algorithm = build(sgd(3)(model), None, strict())
     return simulate(algorithm, model)[0].params, own
@@ -246,8 +247,7 @@ def test_bitwise_on_any_number_of_devices():
     one, *others = [simulate(pruned(strict(n))) for n in (1, 2, 4, 8)]
     for other in others:
         assert same(other, one)
-    initial = MODEL.init(rng.stream(KEY, "init"))
-    for v, w in zip(leaves(one[0].personal), leaves(initial["Dense_0"]), strict=True):
+    for v, w in zip(leaves(one[0].personal), leaves(INITIAL["Dense_0"]), strict=True):
         assert v.shape == (K, *w.shape)
         assert (v != w).reshape(K, -1).any(1).all(), "everybody was in three rounds of 11 of 13"
 
@@ -261,13 +261,12 @@ def test_only_the_cohort_changes_and_no_bad_client(layout):
     algorithm = build(fedalt(MODEL), local.parts(first, K), layout, cohort)
     state, info, _ = simulate(algorithm, clients=clients, rounds=1)
     drawn = set(np.asarray(fp.server.uniform(K, cohort).select(rng.stream(KEY, "cohort", 0))))
-    model = MODEL.init(rng.stream(KEY, "init"))
-    initial = np.asarray(model["Dense_0"]["kernel"])
+    initial = np.asarray(INITIAL["Dense_0"]["kernel"])
     kernel = np.asarray(state.personal["Dense_0"]["kernel"])
     changed = {k for k in range(K) if (kernel[k] != initial).any()}
     assert changed == drawn - {4}
     assert int(info.excluded[0]) == (4 in drawn)
-    shared, own = tree.split(tree.match_path(first, model), model)
+    shared, own = tree.split(tree.match_path(first, INITIAL), INITIAL)
     train = jax.jit(fedalt(MODEL))
     for k in changed:  # a row is what its client trains by itself
         client = clients.client(k)._replace(personal=own)
@@ -292,8 +291,7 @@ def test_personal_parts_are_not_sent(predicate):
         fedalt(MODEL), local.parts(predicate, K), strict(), uplink=air._replace(encode=encode)
     )
     _, info, _ = simulate(algorithm, rounds=1)
-    initial = MODEL.init(KEY)
-    shared, own = tree.split(tree.match_path(predicate, initial), initial)
+    shared, own = tree.split(tree.match_path(predicate, INITIAL), INITIAL)
     shapes = lambda values: [
         (tree.path_name(path), leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(values)
@@ -303,7 +301,7 @@ def test_personal_parts_are_not_sent(predicate):
         assert trained.personal is None
         assert shapes(trained.delta) == shapes(signal) == shapes(shared)
     sent = sum(leaf.size for leaf in leaves(shared))
-    assert sent < sum(leaf.size for leaf in leaves(initial)) - 1
+    assert sent < sum(leaf.size for leaf in leaves(INITIAL)) - 1
     assert float(info.cost.channel_uses[0]) == (sent + 1) // 2
     assert leaves(own)
 

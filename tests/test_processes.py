@@ -40,14 +40,6 @@ TIMEOUT = 15
 RESULTS = ("summary.json", "metrics.jsonl", "report.md")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """The launches of this file share a compilation cache, and leave the user's alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 STARTED: list[subprocess.Popen] = []
 
 

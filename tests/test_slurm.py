@@ -34,11 +34,10 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """The environment of a cluster, and a compilation cache that its jobs share."""
+    """The environment of a cluster."""
     pytest.importorskip("submitit")
-    cache = str(tmp_path_factory.mktemp("cache"))
     with slurm_cluster.running(tmp_path_factory.mktemp("slurm")) as environment:
-        yield {**environment, "JAX_COMPILATION_CACHE_DIR": cache}
+        yield environment
 
 
 def start(cluster, *args) -> subprocess.Popen:

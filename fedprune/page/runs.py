@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedprune.writer import Row
+from fedprune.writer import Row, RunDirectoryError, read_rows
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 TRIALS = "trials"
@@ -142,23 +142,14 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    """All rows; a last line that was cut off, as in a run that is under way, is left out."""
-    if not path.exists():
-        return
     try:
-        text = path.read_text()
-    except (OSError, ValueError) as e:
+        for number, row in enumerate(read_rows(path), 1):
+            _require(_is_row(row), path, f"line {number} is no row of fedprune")
+            yield row
+    except RunDirectoryError as e:
+        raise RunError(str(e)) from e
+    except OSError as e:
         raise RunError(f"{path}: cannot be read ({e})") from e
-    lines = text.splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError as e:
-            if number == len(lines) and not line.endswith("\n"):
-                return
-            raise RunError(f"{path}: line {number} is damaged") from e
-        _require(_is_row(row), path, f"line {number} is no row of fedprune")
-        yield row
 
 
 def _is_row(row: Any) -> bool:
