@@ -5,8 +5,8 @@
 Of fedprune on W1 and W3, each as ``benchmarks.run`` times frameworks: number of virtual CPU
 devices, clients in a chunk, examples at once, type of arithmetic, rounds in a call, and buffers of
 the state given away; on W4, examples at once. In one process: the forms of a convolution and of
-pooling under ``vmap`` over clients and ``scan`` over steps, and test examples that are evaluated
-at once. Prints a JSON line for each setting.
+pooling under ``vmap`` over clients and ``scan`` over steps, test examples that are evaluated at
+once, and the draw of a cohort. Prints a JSON line for each setting.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from absl import app
 from jax import lax
 
 from benchmarks import machine, run
-from fedprune import backend, data, mesh, models, nn
+from fedprune import backend, data, mesh, models, nn, server
 from fedprune import run as fp_run
 
 CORES = len(os.sched_getaffinity(0))
@@ -130,6 +130,20 @@ def evaluations(examples: int, turns: int) -> list[dict]:
     return compared("evaluation, examples at once", calls, turns)
 
 
+def draws(clients: int, size: int, turns: int) -> list[dict]:
+    """Cohorts of ``size`` of the clients."""
+    ways: dict[str, Callable[[jax.Array], jax.Array]] = {
+        "first of floats": server.uniform(clients, size).select,
+        "jax.random.permutation": lambda key: jax.random.permutation(key, clients)[:size],
+    }
+    keys = jax.random.split(jax.random.key(0), 20)
+    calls = {}
+    for name, way in ways.items():
+        compiled = jax.jit(lambda keys, way=way: lax.map(way, keys))
+        calls[name] = lambda compiled=compiled: jax.block_until_ready(compiled(keys))
+    return compared(f"cohort of {size:,} of {clients:,} clients", calls, turns)
+
+
 def compared(kind: str, calls: dict[str, Callable], turns: int) -> list[dict]:
     """Times over that of the first."""
     times = machine.in_turns(calls, turns)
@@ -151,6 +165,8 @@ def main(_) -> None:
     rows = forms("convolution", CONVOLUTIONS, turns)
     rows += forms("pooling", {k: lambda x, _, f=f: f(x) for k, f in POOLS.items()}, turns)
     rows += evaluations(200 if suffix else 2000, turns)
+    rows += draws(1000, 10, turns)
+    rows += draws(100_000, 100, turns)
     for workload in ("W1", "W3"):
         rows += engine(workload + suffix, turns, SETTINGS)
     batches = {name: SETTINGS[name] for name in ("default", "whole batches")}

@@ -238,6 +238,17 @@ def test_cohort_is_drawn_without_repetition_and_anew():
         fp.server.uniform(20, 21)
 
 
+@pytest.mark.parametrize(("clients", "size"), [(20, 7), (20_000, 150), (20_000, 19_999)])
+def test_cohort_is_the_first_of_sorted_numbers(clients, size):
+    select = jax.vmap(fp.server.uniform(clients, size).select)
+    keys = jax.random.split(jax.random.key(0), 5)
+    for key, found in zip(keys, select(keys), strict=True):
+        numbers = np.asarray(jax.random.bits(jax.random.split(key)[1], (clients,))) >> 3
+        np.testing.assert_array_equal(found, np.argsort(numbers, kind="stable")[:size])
+        if clients < 1625:
+            np.testing.assert_array_equal(found, jax.random.permutation(key, clients)[:size])
+
+
 def test_server_masks_hold_after_aggregation():
     model, clients = cnn(), federation(13)
     algo = algorithm(model, fp.mesh.make(clients=2), ratio=0.9)
