@@ -134,8 +134,7 @@ def sgd(
                 gradient = jax.tree.map(lambda g, w, w0: g + prox * (w - w0), gradient, now, params)
             if after is not None:
                 gradient = tree.statistics_of(jax.tree.map(jnp.zeros_like, now), gradient)
-            # All gradients before any update, so that weights are updated in place (W5: 2 %).
-            gradient = tree.apply_mask(mask, lax.optimization_barrier(gradient))
+            gradient = tree.apply_mask(mask, gradient)
             updates, state = optimizer.update(gradient, state, now)
             if factor is not None:
                 updates = jax.tree.map(lambda u: factor * u, updates)
