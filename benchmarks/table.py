@@ -98,6 +98,7 @@ TABLES: dict[str, tuple[str, Callable[[str], str]]] = {
     "W7": ("W7", scale),
     "limits": ("W1", machine_limits),
     "topk": ("topk", plain("way", "seconds", "sort_over_this", "clients", "weights")),
+    "shrink": ("shrink", plain("way", "weights", "seconds", "whole_over_this")),
     "arms": (
         "arms",
         plain("arms", "one_program_s", "processes_s", "processes_over_program", "alone_over_arm"),
