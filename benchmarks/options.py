@@ -137,10 +137,12 @@ def draws(clients: int, size: int, turns: int) -> list[dict]:
         "jax.random.permutation": lambda key: jax.random.permutation(key, clients)[:size],
     }
     keys = jax.random.split(jax.random.key(0), 20)
-    calls = {}
-    for name, way in ways.items():
-        compiled = jax.jit(lambda keys, way=way: lax.map(way, keys))
-        calls[name] = lambda compiled=compiled: jax.block_until_ready(compiled(keys))
+
+    def timed(way: Callable[[jax.Array], jax.Array]) -> Callable:
+        compiled = jax.jit(lambda keys: lax.map(way, keys))
+        return lambda: jax.block_until_ready(compiled(keys))
+
+    calls = {name: timed(way) for name, way in ways.items()}
     return compared(f"cohort of {size:,} of {clients:,} clients", calls, turns)
 
 

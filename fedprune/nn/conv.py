@@ -109,9 +109,6 @@ def per_dimension(name: str, value: int | Sequence[int], n: int) -> tuple[int, .
     return values
 
 
-MANY_PRODUCTS = 1_400_000
-"""multiply-adds for an output channel, from which on YNNPACK is slow without padding"""
-
 # The three gradients of T as canonical convolutions -----
 
 Window = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...]]
@@ -197,15 +194,6 @@ def _can_be_tall(y, window: Window) -> bool:
     return window_size <= size[0] * (y.shape[2] + kernel[1] - 1)
 
 
-def _should_be_wider(x, w, window: Window) -> bool:
-    """Without strides and padding, in 2-D, and large."""
-    _, _, strides, padding = window
-    if strides != (1, 1) or padding != ((0, 0), (0, 0)):
-        return False
-    outputs = x.shape[0] * math.prod(x.shape[i] - w.shape[i - 1] + 1 for i in (1, 2))
-    return outputs * math.prod(w.shape[:-1]) >= MANY_PRODUCTS
-
-
 def _with_channel(x, w):
     """An input channel of zeros more.
 
@@ -219,6 +207,11 @@ def _with_channel(x, w):
     )
 
 
+def _slow_channels(into: int, out: int) -> bool:
+    """As measured: up to 16 go another way, and whole pairs of 32 are fast."""
+    return into > 1 and into % 2 == 1 and out > 16 and -(-out // 32) % 2 == 1
+
+
 def _out_wider(x, w, window: Window):
     """``_out`` without strides and padding, in 2-D, with a column more, which is cut off again.
 
@@ -228,9 +221,17 @@ def _out_wider(x, w, window: Window):
     return _canonical(x, w, (1, 1), [(0, 0), (0, 1)])[:, :, :-1]
 
 
-def _slow_channels(into: int, out: int) -> bool:
-    """As measured: up to 16 go another way, and whole pairs of 32 are fast."""
-    return into > 1 and into % 2 == 1 and out > 16 and -(-out // 32) % 2 == 1
+MANY_PRODUCTS = 1_400_000
+"""multiply-adds for an output channel, from which on YNNPACK is slow without padding"""
+
+
+def _should_be_wider(x, window: Window) -> bool:
+    """Without strides and padding, in 2-D, and large."""
+    size, kernel, strides, padding = window
+    if strides != (1, 1) or padding != ((0, 0), (0, 0)):
+        return False
+    outputs = math.prod(n - k + 1 for n, k in zip(size, kernel, strict=True))
+    return x.shape[0] * outputs * math.prod(kernel) * x.shape[-1] >= MANY_PRODUCTS
 
 
 _FORMS: dict[Kind, Callable] = {"out": _out, "input": _input, "kernel": _kernel}
@@ -308,7 +309,7 @@ def _on_cpu(kind: Kind, a, b, window: Window):
     if kind == "out":
         if _slow_channels(*channels):
             a, b = _with_channel(a, b)
-        form = _out_wider if _should_be_wider(a, b, window) else _out
+        form = _out_wider if _should_be_wider(a, window) else _out
         return form(a, b, window)
     if kind == "kernel" and (places <= 9 or channels[0] <= 4) and _can_be_tall(b, window):
         return _kernel_tall(a, b, window)
