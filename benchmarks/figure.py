@@ -22,7 +22,8 @@ def draw(rows: list[dict], path: Path) -> None:
     frameworks = list(dict.fromkeys(row["framework"] for row in rows))
     if not rows:
         return
-    figure, axes = plt.subplots(figsize=(1.5 + 1.6 * len(workloads), 3.2), layout="constrained")
+    across = max(5.0, 1.5 + 1.6 * len(workloads))  # the legend has to fit
+    figure, axes = plt.subplots(figsize=(across, 3.2), layout="constrained")
     width = 0.8 / len(frameworks)
     for i, framework in enumerate(frameworks):
         own = [row for row in rows if row["framework"] == framework]
@@ -39,6 +40,8 @@ def draw(rows: list[dict], path: Path) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, 0.5), high)
     axes.yaxis.set_major_formatter("{x:g}")
+    if high < 10:  # less than a decade, whose whole powers would be too few labels
+        axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_xticks(range(len(workloads)), workloads)
     axes.set_ylabel("round, times as long\nas fedprune's")
     axes.legend(fontsize="small", ncols=2)
