@@ -31,8 +31,8 @@ one of the 32 hidden units was left, and 30 % accuracy), how often and how much 
 shares of what is left), the noise of the loss-based sensitivity (the channel's). Biases are sent
 without error, in the digital baselines too.
 
-Accuracies are means over draws of the noise (AWGN), or medians over draws of h (fading), for each
-seed; intervals are Student's over seeds, of paired differences.
+Accuracies are means over draws of the channel, noise and h, for each seed, of AirNet and of digital
+delivery alike (P3 section VII); intervals are Student's over seeds, of paired differences.
 """
 
 import dataclasses
@@ -86,7 +86,7 @@ class AirNet(Config):
     snrs_db: tuple[float, ...] = spec((), "SNRs of delivery", low=-30, high=100, unit="dB")
     uses: int = spec(2000, "bandwidth b", low=1, high=1_000_000_000, unit="complex channel uses")
     draws: int = spec(4, "draws of the noise for each accuracy", low=1, high=1_000_000)
-    fading_draws: int = spec(24, "draws of h for each accuracy under fading", low=1, high=1_000_000)
+    fading_draws: int = spec(96, "draws of h for each accuracy under fading", low=1, high=1_000_000)
     test_images: int = spec(1000, "test images of each draw", low=1, high=100_000_000)
     curvature_images: int = spec(128, "training images of a sensitivity", low=1, high=100_000_000)
     products: int = spec(12, "Hessian products of a sensitivity", low=2, high=1_000_000)
@@ -128,7 +128,7 @@ def setting(
         c.data.name, c.model.name, c.model.hidden = "cifar10", "vgg16", (512, 512)
         c.local.lr, c.local.batch, c.local.steps = 0.01, 128, 1950
         c.pruning.steps, c.run.seeds = 5, 1
-        c.uses, c.test_images, c.fading_draws = 1_200_000, 10_000, 16
+        c.uses, c.test_images = 1_200_000, 10_000
     return c
 
 
@@ -380,7 +380,7 @@ class Lab:
     # Delivery -----
 
     def deliver(self, cases: Sequence[Case]) -> dict[Case, np.ndarray]:
-        """Accuracies of every case in percent, [seeds]: means over draws, medians under fading."""
+        """Accuracies of every case in percent, [seeds]: means over draws of the channel."""
         groups: dict[tuple, list[Case]] = {}
         for case in cases:
             static = (case.fading, case.family, case.gamma is None, case.span is None)
@@ -388,8 +388,7 @@ class Lab:
         found: dict[Case, np.ndarray] = {}
         for (fading, family, best, single), group in groups.items():
             values = self._delivered(group, fading, family, best, single)
-            summary = np.mean if fading == "none" else np.median
-            per_seed = summary(100 * values, 1).reshape(len(group), self.seeds)
+            per_seed = 100 * values.mean(1).reshape(len(group), self.seeds)
             found |= dict(zip(group, per_seed, strict=True))
             self._log(f"{len(group)} cases delivered ({family}, fading {fading})")
         return found

@@ -22,7 +22,9 @@ from fedprune import round as rounds
 from fedprune.round import Edges, Round, RoundInfo, State, Tally
 from fedprune.types import (
     Air,
+    Arrival,
     Clients,
+    Cohort,
     Cost,
     Key,
     LocalUpdate,
@@ -31,6 +33,7 @@ from fedprune.types import (
     Participation,
     Pruner,
     PyTree,
+    Sender,
     Server,
     Total,
     Trained,
@@ -92,7 +95,7 @@ def build(
     def edge_round(key: Key, t, u, models: Params, mask: Mask, clients: Clients):
         """Edge models after one edge round; every server's cost and tally, each [G]; allocation."""
         ids = participation.select(rng.stream(key, "cohort", u))
-        air = uplink.prepare(key, u, ids)
+        air = uplink.prepare(Cohort(key, u, ids, mask, edges.of[ids], edges.servers))
         total, _ = cohort(key, t, u, models, mask, clients, ids, air)
 
         def finish(edge: tuple[jax.Array, Total]) -> tuple[Params, Cost]:
@@ -100,7 +103,7 @@ def build(
             mine = edges.of[ids] == g
             here = air._replace(sends=air.sends & mine, active=air.active & mine)
             received = Total(total.sum[0], total.max)
-            return uplink.finish(rng.stream(key, "uplink", u, g), here, received, mask)
+            return uplink.finish(Arrival(rng.stream(key, "uplink", u, g), here, received, mask))
 
         # Not vmap: XLA may divide by a vector of weights by multiplying with its reciprocals, which
         # it decides differently for other numbers of devices.
@@ -113,14 +116,16 @@ def build(
 
     def to_cloud(key: Key, t, change: Params, mask: Mask, weight: jax.Array):
         """The cloud's estimate of the mean change, from changes [G, ...] and weights [G]."""
-        air: Air = cloud.prepare(rng.stream(key, "cloud"), t, everyone)
+        air: Air = cloud.prepare(Cohort(rng.stream(key, "cloud"), t, everyone, mask))
 
         def encode(state: PyTree, change: Params, weight: jax.Array) -> Total:
-            return cloud.encode(state, Trained(change, jnp.float32(0.0)), mask, weight)
+            trained = Trained(change, jnp.float32(0.0))
+            return cloud.encode(Sender(state, air.common, trained, mask, weight))
 
         parts = jax.vmap(encode)(air.state, change, weight)
         total = mesh.reduce(parts, air.active & (weight > 0))
-        return *cloud.finish(rng.stream(key, "cloud", t), air, total, mask), air.active
+        arrival = Arrival(rng.stream(key, "cloud", t), air, total, mask)
+        return *cloud.finish(arrival), air.active
 
     def step(key: Key, state: State, clients: Clients) -> tuple[State, RoundInfo]:
         t = state.round

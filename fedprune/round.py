@@ -20,7 +20,9 @@ import jax.numpy as jnp
 from fedprune import mesh, rng, tree
 from fedprune.types import (
     Air,
+    Arrival,
     Clients,
+    Cohort,
     Cost,
     Downlink,
     Key,
@@ -31,6 +33,7 @@ from fedprune.types import (
     Personal,
     Pruner,
     PyTree,
+    Sender,
     Server,
     Total,
     Uplink,
@@ -160,15 +163,15 @@ def build(
         mask, shared_mask, pruner_state = masks(pruner, state)
         broadcast = tree.apply_mask(shared_mask, state.params)
         ids = participation.select(rng.stream(key, "cohort", t))
-        air = uplink.prepare(key, t, ids)
+        air = uplink.prepare(Cohort(key, t, ids, shared_mask))
         own = mesh.take_rows(state.personal, ids)
         total, own = cohort(key, t, t, broadcast, shared_mask, clients, ids, air, own)
         received, tally = total.sum
         update, cost = uplink.finish(
-            rng.stream(key, "uplink", t), air, Total(received, total.max), shared_mask
+            Arrival(rng.stream(key, "uplink", t), air, Total(received, total.max), shared_mask)
         )
         if downlink is not None:
-            cost = both(cost, downlink.bill(broadcast, shared_mask))
+            cost = both(cost, downlink.bill(broadcast, shared_mask, False))
         params, server_state = server.update(state.server, state.params, update)
         params, server_state = tree.where(
             tally.clients > 0, (params, server_state), (state.params, state.server)
@@ -195,7 +198,7 @@ def build(
 
 # What flat and hierarchical rounds share -----
 
-Cohort = Callable[..., tuple[Total, PyTree]]
+Trainer = Callable[..., tuple[Total, PyTree]]
 """(key, t, u, models, mask, clients, ids [S], air, personal [S, ...]) -> (total over the cohort,
 whose sum is (what the uplink adds up, Tally); new personal parts). t is the round that local
 training is told, u the number in the addresses of its random numbers: the same, except with edge
@@ -272,7 +275,7 @@ def trainer(
     weighting: str,
     edges: Edges | None = None,
     downlink: Downlink | None = None,
-) -> Cohort:
+) -> Trainer:
     """Trains a cohort and adds up what its clients send.
 
     With ``edges``, the models received have a leading axis [G], and so have all leaves of the
@@ -284,18 +287,23 @@ def trainer(
     def contribution(shared, position: jax.Array) -> tuple[Total, PyTree]:
         models, mask, clients, edge_of, ids, air, personal, key, t, u = shared
         k = ids[position]
-        here: Air
-        here, own = jax.tree.map(lambda leaf: leaf[position], (air, personal))
+        each = air._replace(common=())  # has no client's slice
+        here, own = jax.tree.map(lambda leaf: leaf[position], (each, personal))
         client = clients.client(k)._replace(ratio=here.ratio, personal=own)
         received = models if edges is None else jax.tree.map(lambda m: m[edge_of[k]], models)
         if downlink is not None:
             received = downlink.send(rng.stream(key, "downlink", u, k), received, mask)
         trained = local(rng.stream(key, "local", u, k), t, received, mask, client)
+        if trained.held is not None and mask is not None:
+            raise ValueError(
+                "local: gives masks of clients' own (Trained.held), which may keep weights outside"
+                " the mask that all clients share; take a pruner of scope 'own', or none"
+            )
         size = client.size.astype(jnp.float32)
         one, none = jnp.ones_like(size), jnp.zeros_like(size)
         weight = size if weighting == "examples" else one
         new, trained = trained.personal, trained._replace(personal=None)  # nothing of it is sent
-        sent = uplink.encode(here.state, trained, mask, weight)
+        sent = uplink.encode(Sender(here.state, air.common, trained, mask, weight))
         finite = tree.all_finite((trained.delta, sent, trained.loss, new))
         mine = Tally(weight, weight * trained.loss, one, none, _counts(trained.held))
         part = Total((sent.sum, mine), sent.max)

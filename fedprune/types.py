@@ -146,6 +146,25 @@ class Total(NamedTuple):
     """leaves of which the largest counts, identity -inf"""
 
 
+class Cohort(NamedTuple):
+    """What an uplink sees of a round's cohort before anybody trains."""
+
+    key: Key
+    """root key of the run"""
+    round: jax.Array
+    """[] int32; with edge servers, the number of the edge round"""
+    ids: jax.Array
+    """[S] int32, the clients"""
+    mask: Mask = None
+    """the effective mask: the weights of which an update may arrive, the same for all clients;
+    None: every weight. It is the mask that the clients receive, and every weight as soon as they
+    decide masks of their own, since the server does not know which weights these keep."""
+    server: jax.Array | None = None
+    """[S] int32, which edge server hears each client; None: one server hears all"""
+    servers: int = 1
+    """how many edge servers there are"""
+
+
 class Air(NamedTuple):
     """What a round's uplink knows of its cohort before anybody trains: its channels."""
 
@@ -159,6 +178,34 @@ class Air(NamedTuple):
     """[S] pruning ratios that were allocated with the channels; None: there is no allocation"""
     share: jax.Array | None = None
     """[S] shares of its server's band that were allocated to the clients; None, likewise"""
+    common: PyTree = ()
+    """what ``encode`` needs that is the same for all clients, and so is made once a round"""
+
+
+class Sender(NamedTuple):
+    """One client at the moment when it sends."""
+
+    state: PyTree
+    """its slice of ``Air.state``"""
+    common: PyTree
+    """``Air.common``"""
+    trained: Trained
+    mask: Mask
+    """the effective mask, ``Cohort.mask``"""
+    weight: jax.Array
+    """[], how much it counts in the mean"""
+
+
+class Arrival(NamedTuple):
+    """What a server has when its cohort has sent."""
+
+    key: Key
+    """of the receiver's noise"""
+    air: Air
+    total: Total
+    """over those clients whose update arrives"""
+    mask: Mask
+    """the effective mask"""
 
 
 class Cost(NamedTuple):
@@ -179,12 +226,12 @@ class Cost(NamedTuple):
 class Uplink(NamedTuple):
     """Clients to server, as a commutative accumulation over clients."""
 
-    prepare: Callable[[Key, jax.Array, jax.Array], Air]
-    """(root key of the run, round [] int32, cohort's ids [S]) -> the cohort's channels"""
-    encode: Callable[[PyTree, Trained, Mask, jax.Array], Total]
-    """(one client's slice of ``Air.state``, trained, mask, weight []) -> its contribution"""
-    finish: Callable[[Key, Air, Total, Mask], tuple[Params, Cost]]
-    """(key, the cohort's channels, total over it, mask) -> (estimate of the mean delta, cost)"""
+    prepare: Callable[[Cohort], Air]
+    """the cohort -> its channels"""
+    encode: Callable[[Sender], Total]
+    """one client -> its contribution"""
+    finish: Callable[[Arrival], tuple[Params, Cost]]
+    """what arrived -> (estimate of the mean delta, cost)"""
 
 
 class Downlink(NamedTuple):
@@ -192,8 +239,9 @@ class Downlink(NamedTuple):
 
     send: Callable[[Key, Params, Mask], Params]
     """(key of one client's channel, params, mask) -> the model as this client has it"""
-    bill: Callable[[Params, Mask], Cost]
-    """(params, mask) -> what one broadcast used; all clients hear it"""
+    bill: Callable[[Params, Mask, bool], Cost]
+    """(params, mask, whether the receiver knows the mask already) -> what one broadcast used; all
+    clients hear it"""
 
 
 Reception = Callable[[Key, jax.Array, Params, Mask], Params]

@@ -115,11 +115,21 @@ def test_the_equaliser_undoes_the_gain(count, packing):
     if packing == "real":
         np.testing.assert_allclose(found, 0, atol=1e-6)
     else:
-        half = (count + 1) // 2
-        padded = np.pad(np.asarray(symbols), (0, 2 * half - count)).reshape(2, half)
-        turned = (padded[0] + 1j * padded[1]) / 2j
-        expected = np.concatenate([turned.real, turned.imag])[:count]
+        padded = np.pad(np.asarray(symbols), (0, count % 2))
+        turned = (padded[0::2] + 1j * padded[1::2]) / 2j
+        expected = np.stack([turned.real, turned.imag], 1).reshape(-1)[:count]
         np.testing.assert_allclose(found, expected, atol=1e-6)
+        # What is not sent takes no place in a symbol.
+        sent = np.arange(count) % 3 != 1
+        some = jnp.where(sent, symbols, 0)
+        key = jax.random.key(1)
+        found = np.asarray(channel.transmit(key, some, 200.0, packing, wrong, jnp.asarray(sent)))
+        kept = np.asarray(symbols)[sent]
+        padded = np.pad(kept, (0, kept.size % 2))
+        turned = (padded[0::2] + 1j * padded[1::2]) / 2j
+        expected = np.stack([turned.real, turned.imag], 1).reshape(-1)[: kept.size]
+        np.testing.assert_allclose(found[sent], expected, atol=1e-6)
+        np.testing.assert_allclose(found[~sent], 0, atol=1e-6)
 
 
 def test_slow_fading_is_rayleigh():

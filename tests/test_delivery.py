@@ -11,7 +11,7 @@ from scipy import special
 import fedprune as fp
 from fedprune import build, channel, coding, link, local, rng
 from fedprune import config as cfg
-from fedprune.types import Cost, Downlink, Model
+from fedprune.types import Arrival, Cohort, Cost, Downlink, Model, Sender
 
 SNR = 6.0
 SIGMA = np.sqrt(10 ** (-SNR / 10) / 2)
@@ -66,7 +66,11 @@ def test_delivery_and_injection_have_the_noise_of_the_channel(packing):
     cost = down.bill(params, mask)
     reals = 3 * 30 * 4 + 4 * 5
     assert cost.channel_uses == (reals / 2 if packing == "complex" else reals)
-    assert cost.side_information == 4 + 5 + 2 * 2
+    # Biases, two reals a layer, and the bits of the masks of those layers that are pruned.
+    pruned = sum(mask[k]["kernel"].size for k in "ab" if not mask[k]["kernel"].all())
+    assert cost.side_information == 4 + 5 + 2 * 2 + -(-pruned // 32)
+    known = down.bill(params, mask, True)
+    assert known.side_information == 4 + 5 + 2 * 2
 
 
 def test_gradients_pass_the_noise_unchanged():
@@ -151,7 +155,7 @@ def test_a_noisy_downlink_is_a_noisy_step():
     step = {"batch": 6, "steps": 1}
     through = fp.round.build(
         local=local.sgd(model, optax.sgd(0.2), **step),
-        downlink=Downlink(lambda key, params, mask: shift(params), lambda params, mask: seven),
+        downlink=Downlink(lambda key, params, mask: shift(params), lambda *_: seven),
         **common,
     )
     inside = fp.round.build(
@@ -246,18 +250,18 @@ def test_repetition_over_the_air(repeats):
     once = link.over_the_air(3.0, "common")
     delta = {"w": jnp.linspace(-1, 1, 4001).reshape(1, -1)}
     trained = fp.types.Trained(delta, jnp.float32(0))
-    air = uplink.prepare(jax.random.key(0), jnp.int32(0), jnp.arange(1))
+    air = uplink.prepare(Cohort(jax.random.key(0), jnp.int32(0), jnp.arange(1)))
     gains = jax.tree.map(lambda leaf: leaf[0], air.state)
     found = []
     for u in (uplink, once):
-        total = u.encode(gains, trained, None, jnp.float32(1))
-        found.append(u.finish(jax.random.key(1), air, total, None))
+        total = u.encode(Sender(gains, air.common, trained, None, jnp.float32(1)))
+        found.append(u.finish(Arrival(jax.random.key(1), air, total, None)))
     (update, cost), (_, plain) = found
     noise = np.asarray(update["w"] - delta["w"])
     assert cost.noise_variance * repeats == pytest.approx(float(plain.noise_variance), rel=1e-5)
     assert (noise**2).mean() == pytest.approx(float(cost.noise_variance), rel=0.15)
-    assert cost.channel_uses == np.ceil(4001 * repeats / 2)
-    assert cost.energy == pytest.approx(repeats * float(plain.energy), rel=1e-3)
+    assert cost.channel_uses == 2001 * repeats
+    assert cost.energy == pytest.approx(repeats * float(plain.energy), rel=1e-5)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -267,9 +271,9 @@ def test_entropy_coded_uplink_is_billed_near_a_real_stream(bits):
     delta = {"w": jnp.asarray(np.random.default_rng(0).laplace(size=(40, 500)), jnp.float32)}
     trained = fp.types.Trained(delta, jnp.float32(0))
     up = link.orthogonal(0.0, 1.0, bits, bitstream="entropy")
-    air = up.prepare(jax.random.key(0), jnp.int32(0), jnp.arange(1))
+    air = up.prepare(Cohort(jax.random.key(0), jnp.int32(0), jnp.arange(1)))
     state = jax.tree.map(lambda leaf: leaf[0], air.state)
-    total = up.encode(state, trained, None, jnp.float32(1))
+    total = up.encode(Sender(state, air.common, trained, None, jnp.float32(1)))
     values = np.asarray(total.sum[0]["w"])
     step = np.abs(np.asarray(delta["w"])).max() / (2 ** (bits - 1) - 1)
     levels = np.rint(values / step).astype(np.int32).reshape(-1)

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import special
+from scipy import integrate, special, stats
 from test_uplink import D, as_tree, cohort, send, trained
 
 from fedprune import channel, link
+from fedprune.types import Cohort, Sender
 
 SEED = 99  # fixed before any of these tests was run
 
@@ -15,7 +16,7 @@ SEED = 99  # fixed before any of these tests was run
 def many(uplink, rounds=4000, clients=10):
     """The air of many rounds."""
     root, ids = jax.random.key(SEED), jnp.arange(clients)
-    return jax.jit(jax.vmap(lambda t: uplink.prepare(root, t, ids)))(jnp.arange(rounds))
+    return jax.jit(jax.vmap(lambda t: uplink.prepare(Cohort(root, t, ids))))(jnp.arange(rounds))
 
 
 @pytest.mark.parametrize(("rate", "snr_db"), [(1.0, 0.0), (2.0, 5.0), (4.0, 10.0)])
@@ -50,6 +51,17 @@ def test_exact_values_and_bill():
     assert float(at_capacity.channel_uses) == 4 * np.ceil(mask.sum() * 32 / np.log2(11))
 
 
+@pytest.mark.parametrize("antennas", [2, 8])
+def test_a_slot_of_its_own_has_the_capacity_of_its_own_combiner(antennas):
+    """E log2(1 + SNR Gamma(M)) by quadrature, for each of 20 clients, whoever else is there."""
+    uplink = link.orthogonal(10.0, fading=channel.block_fading(antennas))
+    rate = np.asarray(many(uplink, 500, 20).state.rate)
+    law = stats.gamma(antennas)
+    expected = integrate.quad(lambda g: np.log2(1 + 10 * g) * law.pdf(g), 0, np.inf)[0]
+    assert abs(rate.mean() - expected) < 5 * rate.std() / np.sqrt(rate.size)
+    np.testing.assert_allclose(rate[:, :1], many(uplink, 500, 1).state.rate, rtol=1e-6)
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_rounding_is_unbiased_and_on_a_grid(bits):
     updates, _, _ = cohort(1, 1.0)
@@ -59,9 +71,9 @@ def test_rounding_is_unbiased_and_on_a_grid(bits):
 
     @jax.jit
     def received(t):
-        air = uplink.prepare(jax.random.key(SEED), t, jnp.arange(1))
+        air = uplink.prepare(Cohort(jax.random.key(SEED), t, jnp.arange(1)))
         state = jax.tree.map(lambda v: v[0], air.state)
-        total = uplink.encode(state, sent, None, jnp.float32(1))
+        total = uplink.encode(Sender(state, (), sent, None, jnp.float32(1)))
         return jnp.concatenate([v.ravel() for v in jax.tree.leaves(total.sum[0])])
 
     draws = np.stack([received(jnp.int32(t)) for t in range(100)])
@@ -80,7 +92,7 @@ def test_rounding_is_unbiased_and_on_a_grid(bits):
 def test_lost_updates_are_billed_and_change_nothing():
     updates, weights, mask = cohort(6, 1.0)
     uplink = link.orthogonal(0.0, rate=1.0, fading=channel.block_fading())
-    air = uplink.prepare(jax.random.key(SEED), jnp.int32(0), jnp.arange(6))
+    air = uplink.prepare(Cohort(jax.random.key(SEED), jnp.int32(0), jnp.arange(6)))
     heard = np.asarray(air.active)
     assert 0 < heard.sum() < 6
     found, cost = send(uplink, updates, weights, mask, SEED)
@@ -88,8 +100,9 @@ def test_lost_updates_are_billed_and_change_nothing():
     np.testing.assert_allclose(found, mean, rtol=1e-5, atol=1e-6)
     assert float(cost.channel_uses) == 6 * D * 32
     silent = link.orthogonal(0.0, fading=channel.block_fading(), threshold=0.5)
-    air = silent.prepare(jax.random.key(SEED), jnp.int32(0), jnp.arange(6))
-    gain = abs(channel.block_fading()(jax.random.key(SEED), jnp.int32(0), jnp.arange(6)).true) ** 2
+    air = silent.prepare(Cohort(jax.random.key(SEED), jnp.int32(0), jnp.arange(6)))
+    drawn = channel.block_fading()(jax.random.key(SEED), jnp.int32(0), jnp.arange(6))
+    gain = abs(drawn.antennas[:, 0]) ** 2
     np.testing.assert_array_equal(air.active, gain >= 0.5)
     _, cost = send(silent, updates, weights, mask, SEED)
     rates = np.log2(1 + np.asarray(gain, np.float64))[np.asarray(gain) >= 0.5]

@@ -7,19 +7,20 @@ import optax
 import pytest
 from problems import federation, mlp, same
 from scipy import stats
-from test_uplink import as_tree, as_vector, cohort, send, trained
+from test_uplink import cohort, send, trained
 
 import fedprune as fp
 from fedprune import channel, link
+from fedprune.types import Cohort, Sender
 
 SEED = 77  # fixed before any of these tests was run
 N = 20_000
 
 
-def draws(fading, rounds=N, clients=1):
+def draws(fading, rounds=N, clients=1, combined=channel.superposed):
     """True and known gains of many rounds, [rounds, clients]."""
     root, ids = jax.random.key(SEED), jnp.arange(clients)
-    gains = jax.jit(jax.vmap(lambda t: fading(root, t, ids)))(jnp.arange(rounds))
+    gains = jax.jit(jax.vmap(lambda t: combined(fading(root, t, ids))))(jnp.arange(rounds))
     return np.asarray(gains.true), np.asarray(gains.known)
 
 
@@ -59,6 +60,28 @@ def test_combining_keeps_the_power_of_the_noise_and_suits_the_cohort():
     assert stats.kstest(np.abs(total) ** 2 / clients, stats.gamma(antennas).cdf).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("antennas", [1, 8])
+def test_in_a_slot_of_its_own_a_client_has_its_own_combiner(antennas):
+    """|h|^2 is Gamma(M) for each of many clients, and no client's depends on the others."""
+    fading = channel.block_fading(antennas, csi_error=0.1)
+    true, known = draws(fading, rounds=1000, clients=20, combined=channel.separate)
+    assert stats.kstest(np.abs(true).reshape(-1) ** 2, stats.gamma(antennas).cdf).pvalue > 1e-4
+    alone = draws(fading, rounds=1000, clients=1, combined=channel.separate)
+    np.testing.assert_array_equal((true[:, 0], known[:, 0]), np.asarray(alone)[..., 0])
+
+
+def test_every_edge_server_combines_its_own_clients():
+    """Each server's combiner is along the sum over its clients, in NumPy; one has none."""
+    drawn = channel.block_fading(4)(jax.random.key(SEED), jnp.int32(0), jnp.arange(7))
+    server = np.array([0, 2, 2, 0, 2, 0, 0])
+    found = np.asarray(channel.superposed(drawn, jnp.asarray(server), 3).true)
+    u = np.asarray(drawn.antennas, np.complex128)
+    for g in (0, 2):
+        along = u[server == g].sum(0)
+        expected = u[server == g] @ (along / np.linalg.norm(along)).conj()
+        np.testing.assert_allclose(found[server == g], expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("error", [0.1, 1.0])
 def test_imperfect_csi(error):
     true, known = (v[:, 0] for v in draws(channel.block_fading(csi_error=error)))
@@ -90,22 +113,28 @@ def test_truncation_leaves_out_whom_it_should(threshold):
     """Under Rayleigh fading a client takes part with probability exp(-threshold)."""
     uplink = link.over_the_air(10.0, "common", fading=channel.block_fading(), threshold=threshold)
     root, ids = jax.random.key(SEED), jnp.arange(20)
-    active = jax.jit(jax.vmap(lambda t: uplink.prepare(root, t, ids).active))(jnp.arange(2000))
+    active = jax.vmap(lambda t: uplink.prepare(Cohort(root, t, ids)).active)
+    active = jax.jit(active)(jnp.arange(2000))
     p = np.exp(-threshold)
     assert close(np.asarray(active), p, np.sqrt(p * (1 - p)))
 
 
 def waveform(normalisation, packing, updates, weights, mask, gains):
-    """The noiseless round in NumPy, symbol by symbol: estimate and every client's power."""
-    half = -(-D // 2)
+    """The noiseless round in NumPy, symbol by symbol: estimate and every client's power.
+
+    A symbol is a list of one or two places of kept weights of one array.
+    """
     a = (updates * weights[:, None]).astype(np.float64)
     m = np.sqrt((a**2).sum(1) / mask.sum())
     h, known = (np.asarray(g, np.complex128) for g in gains)
-    if packing == "complex":
-        padded = np.pad(a, ((0, 0), (0, 2 * half - D)))
-        x = padded[:, :half] + 1j * padded[:, half:]
-    else:
-        x = a + 0j
+    symbols = []
+    for first, beyond in ((0, D // 4), (D // 4, D)):  # the two arrays of test_uplink.as_tree
+        kept = [i for i in range(first, beyond) if mask[i]]
+        step = 2 if packing == "complex" else 1
+        symbols += [kept[i : i + step] for i in range(0, len(kept), step)]
+    x = np.zeros((len(a), len(symbols)), complex)
+    for s, places in enumerate(symbols):
+        x[:, s] = a[:, places[0]] + (1j * a[:, places[1]] if len(places) == 2 else 0)
     if normalisation == "device":
         x = x / m[:, None] * (known.conj() / abs(known))[:, None]
         scale = m.mean() / abs(known).mean()
@@ -114,8 +143,11 @@ def waveform(normalisation, packing, updates, weights, mask, gains):
         x = np.sqrt(eta) * x / known[:, None]
         scale = 1 / np.sqrt(eta)
     y = scale * (h[:, None] * x).sum(0) / weights.sum()
-    reals = np.concatenate([y.real, y.imag])[:D] if packing == "complex" else y.real
-    return reals * mask, (abs(x) ** 2).sum(1) / mask.sum()
+    reals = np.zeros(D)
+    for s, places in enumerate(symbols):
+        for place, part in zip(places, (y[s].real, y[s].imag), strict=False):
+            reals[place] = part
+    return reals, (abs(x) ** 2).sum(1) / mask.sum()
 
 
 D = 20_000
@@ -123,11 +155,11 @@ D = 20_000
 
 @pytest.mark.parametrize("normalisation", ["common", "device", "receiver"])
 @pytest.mark.parametrize("packing", ["complex", "real"])
-@pytest.mark.parametrize("error", [0.0, 0.3])
-def test_estimate_equals_the_waveform(normalisation, packing, error):
-    updates, weights, mask = cohort(6, 0.5)
+@pytest.mark.parametrize(("error", "keep"), [(0.0, 0.5), (0.3, 1.0), (0.3, 0.1)])
+def test_estimate_equals_the_waveform(normalisation, packing, error, keep):
+    updates, weights, mask = cohort(6, keep)
     fading = channel.block_fading(csi_error=error)
-    gains = fading(jax.random.key(SEED), jnp.int32(0), jnp.arange(6))
+    gains = channel.superposed(fading(jax.random.key(SEED), jnp.int32(0), jnp.arange(6)))
     uplink = link.over_the_air(np.inf, normalisation, packing, fading)
     found, cost = send(uplink, updates, weights, mask, SEED)
     expected, powers = waveform(normalisation, packing, updates, weights, mask, gains)
@@ -150,10 +182,13 @@ def test_power_budget_on_many_draws():
     @jax.jit
     @jax.vmap
     def spent(t, updates):
-        air = uplink.prepare(jax.random.key(SEED), t, jnp.arange(5))
-        parts = jax.vmap(lambda g, u: uplink.encode(g, trained({"w": u}), None, jnp.float32(1)))(
-            air.state, updates
-        )
+        air = uplink.prepare(Cohort(jax.random.key(SEED), t, jnp.arange(5)))
+
+        def encode(gain, update):
+            one = jnp.float32(1)
+            return uplink.encode(Sender(gain, air.common, trained({"w": update}), None, one))
+
+        parts = jax.vmap(encode)(air.state, updates)
         peak = parts.max.max()
         return jnp.square(parts.max) / jnp.square(peak)
 
@@ -167,7 +202,7 @@ def test_noise_under_fading():
     """The client with the worst ratio of update to channel sets the noise."""
     updates, weights, mask = cohort(5, 1.0)
     fading = channel.block_fading()
-    gains = fading(jax.random.key(SEED), jnp.int32(0), jnp.arange(5))
+    gains = channel.superposed(fading(jax.random.key(SEED), jnp.int32(0), jnp.arange(5)))
     found, cost = send(
         link.over_the_air(10.0, "common", fading=fading), updates, weights, mask, SEED
     )
@@ -216,11 +251,43 @@ def test_fading_is_the_same_on_any_number_of_devices():
     assert (np.asarray(info.clients) <= 13).all()
 
 
-def test_trees_survive_rotation():
-    """Mixing of pairs, odd length: by hand."""
-    rotated = channel.rotate(jnp.complex64(1j), as_tree(jnp.arange(1.0, D + 1)), "complex")
-    half = D // 2
-    expected = np.concatenate([-np.arange(half + 1, D + 1), np.arange(1, half + 1)])
-    np.testing.assert_allclose(as_vector(rotated), expected)
-    odd = channel.rotate(jnp.complex64(1j), {"w": jnp.array([1.0, 2.0, 3.0])}, "complex")
-    np.testing.assert_allclose(odd["w"], [-3.0, 0.0, 1.0])
+def test_rotation_mixes_the_two_reals_of_a_symbol():
+    """By hand: neighbours among what is sent, within an array; an odd one out has no partner."""
+    quarter = jnp.complex64(1j)  # (a, b) -> (-b, a)
+    whole = {"w": jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), "b": jnp.array([7.0, 8.0, 9.0])}
+    turned = channel.rotate(quarter, whole, "complex")
+    np.testing.assert_allclose(turned["w"], [[-2, 1, -4], [3, -6, 5]])
+    np.testing.assert_allclose(turned["b"], [-8, 7, 0])
+    mask = {"w": np.array([[1, 0, 0], [1, 1, 0]], bool), "b": np.array([0, 1, 1], bool)}
+    kept = jax.tree.map(jnp.where, mask, whole, {"w": 0.0, "b": 0.0})
+    turned = channel.rotate(quarter, kept, "complex", channel.pairs(mask))
+    np.testing.assert_allclose(turned["w"], [[-4, 0, 0], [1, 0, 0]])
+    np.testing.assert_allclose(turned["b"], [0, -9, 8])
+    assert int(channel.symbols(mask, whole, "complex")) == 2 + 1
+    assert int(channel.symbols(None, whole, "complex")) == 3 + 2
+    assert int(channel.symbols(mask, whole, "real")) == 5
+    nothing = jax.tree.map(np.zeros_like, mask)
+    none = jax.tree.map(jnp.zeros_like, whole)
+    still = channel.rotate(quarter, none, "complex", channel.pairs(nothing))
+    assert not any(v.any() for v in jax.tree.leaves(still))
+    assert int(channel.symbols(nothing, whole, "complex")) == 0
+    real = channel.rotate(jnp.complex64(2 + 1j), whole, "real")
+    np.testing.assert_allclose(real["b"], [14, 16, 18])
+
+
+@pytest.mark.parametrize(("keep", "error"), [(1.0, 0.1), (0.5, 0.1), (0.1, 0.1)])
+def test_leak_of_imperfect_csi_does_not_depend_on_the_mask(keep, error):
+    """What a wrong estimate leaks into a weight comes from a kept weight, however few are kept.
+
+    With x of variance 1 in every client, an estimate off by a factor c = 1 + e errs by
+    |c - 1|^2 = |e|^2 in the mean, in phase and in quadrature together; both halves are seen.
+    """
+    rng = np.random.default_rng(SEED)
+    mask = rng.random((40, 100)) < keep
+    x = np.where(mask, rng.normal(size=mask.shape), 0).astype(np.float32)
+    factor = 1 + np.sqrt(error / 2) * (1 + 1j)
+    paired = channel.pairs({"w": jnp.asarray(mask)})
+    found = channel.rotate(jnp.complex64(factor), {"w": jnp.asarray(x)}, "complex", paired)["w"]
+    wrong = np.asarray(found)[mask] - x[mask]
+    assert np.mean(wrong**2) / np.mean(x[mask] ** 2) == pytest.approx(error, rel=0.1)
+    assert not np.asarray(found)[~mask].any()

@@ -17,6 +17,7 @@ from fedprune import config as cfg
 from fedprune import hierarchy, link, local, prune, resources, rng
 from fedprune.link.ofdma import SCHEMES
 from fedprune.round import Edges
+from fedprune.types import Cohort
 
 MODEL = mlp()
 CLIENTS = federation(25)
@@ -151,7 +152,7 @@ def test_devices_prune_as_they_are_told_and_are_in_time():
     tiers = edges(4, 1, 6)
     uplink = wireless(tiers)
     key, ids = jax.random.key(3), jnp.arange(11)
-    air = uplink.prepare(key, jnp.int32(5), ids)
+    air = uplink.prepare(Cohort(key, jnp.int32(5), ids))
     ratio, seconds = np.asarray(air.ratio, np.float64), np.asarray(air.state.seconds)
     inside = (ratio > 1e-6) & (ratio < 0.95 - 1e-6)
     assert inside.any()
@@ -175,7 +176,7 @@ def test_devices_prune_as_they_are_told_and_are_in_time():
 def test_equal_shares_without_pruning_take_longer():
     tiers = edges(4, 1, 6)
     air = wireless(tiers, scheme="unpruned").prepare(
-        jax.random.key(3), jnp.int32(5), jnp.arange(11)
+        Cohort(jax.random.key(3), jnp.int32(5), jnp.arange(11))
     )
     assert not np.asarray(air.ratio).any()
     assert float(air.state.seconds.max()) > 3e-3
@@ -183,8 +184,8 @@ def test_equal_shares_without_pruning_take_longer():
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_server_without_devices_changes_no_bill(scheme):
-    args = jax.random.key(3), jnp.int32(5), jnp.arange(11)
-    two, one = (wireless(edges(*sizes), scheme=scheme).prepare(*args) for sizes in ((0, 11), (11,)))
+    cohort = Cohort(jax.random.key(3), jnp.int32(5), jnp.arange(11))
+    two, one = (wireless(edges(*n), scheme=scheme).prepare(cohort) for n in ((0, 11), (11,)))
     assert np.isfinite(np.asarray(one.state.seconds)).any()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), two, one)
 
@@ -192,7 +193,7 @@ def test_a_server_without_devices_changes_no_bill(scheme):
 def test_noise_of_the_share_alone():
     """Same allocation; the bill with R = b B log2(1 + g p / (b sigma^2)), in float64."""
     tiers, args = edges(4, 1, 6), (jax.random.key(3), jnp.int32(5), jnp.arange(11))
-    printed, physical = (wireless(tiers, scaled=s).prepare(*args) for s in (False, True))
+    printed, physical = (wireless(tiers, scaled=s).prepare(Cohort(*args)) for s in (False, True))
     np.testing.assert_array_equal(physical.ratio, printed.ratio)
     ratio = np.asarray(printed.ratio, np.float64)
     snr = np.asarray(gains(*args), np.float64) * 0.6 / 1e-14
@@ -214,7 +215,8 @@ def test_seconds_are_the_slowest_edge_servers():
     algo = build(fp.mesh.make(clients=2), tiers, edge_rounds, 11, **changed)
     _, info, _ = fp.run.simulate(algo, MODEL, clients, clients, 1, seed=9)
     air = [
-        uplink.prepare(jax.random.key(9), jnp.int32(e), jnp.arange(11)) for e in range(edge_rounds)
+        uplink.prepare(Cohort(jax.random.key(9), jnp.int32(e), jnp.arange(11)))
+        for e in range(edge_rounds)
     ]
     seconds = np.stack([a.state.seconds for a in air]).astype(np.float64)
     of = np.asarray(tiers.of)
@@ -295,7 +297,8 @@ def test_configuration_reaches_the_allocation():
     def slowest(**values):
         changed = cfg.override(config, {k.replace("__", "."): v for k, v in values.items()})
         uplink = build_stages.uplink(changed, network)
-        air = jax.jit(uplink.prepare)(jax.random.key(0), jnp.int32(0), jnp.arange(25))
+        everyone = Cohort(jax.random.key(0), jnp.int32(0), jnp.arange(25))
+        air = jax.jit(lambda: uplink.prepare(everyone))()
         return float(air.state[0].seconds.max()), np.asarray(air.ratio), air.state[0]
 
     for limit in (0.025, 0.04):

@@ -12,7 +12,7 @@ from test_uplink import as_tree, as_vector, trained
 
 import fedprune as fp
 from fedprune import link, local, prune, rng
-from fedprune.types import Total
+from fedprune.types import Arrival, Cohort, Sender, Total
 
 SEED = 77  # fixed before any of these tests was run
 WIDTH = 20_000
@@ -20,17 +20,18 @@ WIDTH = 20_000
 
 def send(uplink, updates, weights, masks, seed=SEED):
     """All clients' masked updates through an uplink; the round itself has no mask."""
-    air = uplink.prepare(jax.random.key(seed), jnp.int32(0), jnp.arange(len(updates)))
+    key = jax.random.key(seed)
+    air = uplink.prepare(Cohort(key, jnp.int32(0), jnp.arange(len(updates))))
 
     def encode(state, update, mask, weight):
         sent = trained(as_tree(jnp.where(mask, update, 0)), as_tree(mask))
-        return uplink.encode(state, sent, None, weight)
+        return uplink.encode(Sender(state, air.common, sent, None, weight))
 
     parts = jax.vmap(encode)(air.state, *map(jnp.asarray, (updates, masks, weights)))
     total = Total(
         jax.tree.map(lambda v: v.sum(0), parts.sum), jax.tree.map(lambda v: v.max(0), parts.max)
     )
-    update, cost = uplink.finish(jax.random.key(seed), air, total, None)
+    update, cost = uplink.finish(Arrival(key, air, total, None))
     return as_vector(update), cost
 
 

@@ -12,7 +12,7 @@ from experiments import hfl_adaptive, hfl_pruning
 from fedprune import build, link, prune
 from fedprune import config as cfg
 from fedprune.prune import named
-from fedprune.types import Total, Trained
+from fedprune.types import Arrival, Cohort, Sender, Total, Trained
 
 SEED = 5
 
@@ -113,10 +113,11 @@ def test_clients_with_ratios_of_their_own_are_averaged_over_holders():
 
     trained = jax.jit(jax.vmap(one))(jnp.arange(4), ratios)
     uplink = link.holders(link.ideal(), link.ideal(), 1e-9)
-    air = uplink.prepare(jax.random.key(3), jnp.int32(0), jnp.arange(4))
-    parts = jax.vmap(lambda a, b: uplink.encode(a, b, None, jnp.float32(1)))(air.state, trained)
+    air = uplink.prepare(Cohort(jax.random.key(3), jnp.int32(0), jnp.arange(4)))
+    sent = lambda state, one: uplink.encode(Sender(state, air.common, one, None, jnp.float32(1)))
+    parts = jax.vmap(sent)(air.state, trained)
     total = Total(*(jax.tree.map(lambda v: v.sum(0), part) for part in parts))  # no maximum
-    update, _ = uplink.finish(jax.random.key(4), air, total, None)
+    update, _ = uplink.finish(Arrival(jax.random.key(4), air, total, None))
     for name, (n, m) in {"Dense_0": (64, 16), "Dense_1": (16, 10)}.items():
         held = np.asarray(trained.held[name]["kernel"])
         delta = np.asarray(trained.delta[name]["kernel"], np.float64)

@@ -282,9 +282,9 @@ def test_personal_parts_are_not_sent(predicate):
     air = link.over_the_air(10.0, "common")
     seen = []
 
-    def encode(state, trained, mask, weight):
-        total = air.encode(state, trained, mask, weight)
-        seen.append((trained, total.sum.signal))
+    def encode(sender):
+        total = air.encode(sender)
+        seen.append((sender.trained, total.sum.signal))
         return total
 
     algorithm = build(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedprune import link
-from fedprune.types import Total, Trained
+from fedprune.types import Arrival, Cohort, Sender, Total, Trained
 
 D = 20_000
 SEED = 2024  # fixed before any of these tests was run
@@ -37,13 +37,17 @@ def as_vector(tree):
 def send(uplink, updates, weights, mask, seed=SEED):
     """All clients' contributions added up, then the receiver's end."""
     mask_tree = None if mask is None else as_tree(jnp.asarray(mask))
-    air = uplink.prepare(jax.random.key(seed), jnp.int32(0), jnp.arange(len(updates)))
+    key = jax.random.key(seed)
+    air = uplink.prepare(Cohort(key, jnp.int32(0), jnp.arange(len(updates)), mask_tree))
     parts = [
         uplink.encode(
-            jax.tree.map(lambda v, k=k: v[k], air.state),
-            trained(as_tree(jnp.asarray(update))),
-            mask_tree,
-            jnp.float32(weight),
+            Sender(
+                jax.tree.map(lambda v, k=k: v[k], air.state),
+                air.common,
+                trained(as_tree(jnp.asarray(update))),
+                mask_tree,
+                jnp.float32(weight),
+            )
         )
         for k, (update, weight) in enumerate(zip(updates, weights, strict=True))
         if air.active[k]
@@ -54,7 +58,7 @@ def send(uplink, updates, weights, mask, seed=SEED):
             jax.tree.map(jnp.add, total.sum, part.sum),
             jax.tree.map(jnp.maximum, total.max, part.max),
         )
-    update, cost = uplink.finish(jax.random.key(seed), air, total, mask_tree)
+    update, cost = uplink.finish(Arrival(key, air, total, mask_tree))
     return as_vector(update), cost
 
 
@@ -126,11 +130,13 @@ def test_ideal_is_the_weighted_mean():
     ("normalisation", "scalars"), [("none", 0), ("common", 6), ("device", 5), ("receiver", 1)]
 )
 def test_bill(normalisation, scalars):
-    """Five clients; an odd number of weights is sent, so the last symbol is half empty."""
+    """Five clients; of both arrays an odd number of weights is sent: two symbols are half empty."""
     updates, weights, mask = cohort(5, 0.3)
-    mask[: 1 + (mask.sum() + 1) % 2] = [True] * (1 + (mask.sum() + 1) % 2)
+    for part in (mask[: D // 4], mask[D // 4 :]):
+        if part.sum() % 2 == 0:
+            part[np.flatnonzero(~part)[0]] = True
     d = int(mask.sum())
-    for packing, uses in (("complex", -(-d // 2)), ("real", d)):
+    for packing, uses in (("complex", d // 2 + 1), ("real", d)):
         uplink = link.over_the_air(10.0, normalisation, packing)
         _, cost = send(uplink, updates * mask, weights, mask)
         assert int(cost.channel_uses) == uses
@@ -148,10 +154,11 @@ def test_silent_clients_do_no_harm(normalisation):
     assert np.isfinite(cost.noise_variance)
     from fedprune.mesh import identity
 
-    air = uplink.prepare(jax.random.key(0), jnp.int32(0), jnp.arange(1))
+    key = jax.random.key(0)
+    air = uplink.prepare(Cohort(key, jnp.int32(0), jnp.arange(1)))
     gain = jax.tree.map(lambda v: v[0], air.state)
-    nobody = identity(uplink.encode(gain, trained(as_tree(jnp.zeros(D))), None, jnp.float32(1)))
-    update, _ = uplink.finish(jax.random.key(0), air, nobody, None)
+    sender = Sender(gain, air.common, trained(as_tree(jnp.zeros(D))), None, jnp.float32(1))
+    update, _ = uplink.finish(Arrival(key, air, identity(uplink.encode(sender)), None))
     assert not as_vector(update).any()
 
 

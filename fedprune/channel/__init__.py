@@ -1,10 +1,9 @@
 """Channels: what happens to symbols on the air."""
 
-from fedprune.channel.awgn import PACKINGS as PACKINGS
-from fedprune.channel.awgn import channel_uses as channel_uses
+from fedprune.channel.awgn import from_db as from_db
 from fedprune.channel.awgn import noise as noise
 from fedprune.channel.awgn import noise_to_signal as noise_to_signal
-from fedprune.channel.awgn import rotate as rotate
+from fedprune.channel.fading import Channels as Channels
 from fedprune.channel.fading import Fading as Fading
 from fedprune.channel.fading import Gains as Gains
 from fedprune.channel.fading import block_fading as block_fading
@@ -13,6 +12,14 @@ from fedprune.channel.fading import none as none
 from fedprune.channel.fading import orthogonal_gains as orthogonal_gains
 from fedprune.channel.fading import path_gain as path_gain
 from fedprune.channel.fading import places as places
+from fedprune.channel.fading import separate as separate
+from fedprune.channel.fading import superposed as superposed
+from fedprune.channel.packing import PACKINGS as PACKINGS
+from fedprune.channel.packing import Pair as Pair
+from fedprune.channel.packing import channel_uses as channel_uses
+from fedprune.channel.packing import pairs as pairs
+from fedprune.channel.packing import rotate as rotate
+from fedprune.channel.packing import symbols as symbols
 from fedprune.channel.point_to_point import clear as clear
 from fedprune.channel.point_to_point import noise_after as noise_after
 from fedprune.channel.point_to_point import real_noise as real_noise

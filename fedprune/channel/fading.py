@@ -1,14 +1,17 @@
-"""Fading: one complex gain a client and round, large-scale and small-scale.
+"""Fading: channels of a round's clients, large-scale and small-scale, and how they are combined.
 
-    h_k = sqrt(g_k) f^H u_k        effective gain after the receiver's combining, [] complex
+    sqrt(g_k) u_k                  client k's channel to the M receive antennas, [M] complex
+    h_k = sqrt(g_k) f^H u_k        its gain after combining by f of unit norm, [] complex
 
-  u_k  small-scale fading at M receive antennas, constant over a round (block fading), drawn anew
-       for every round and client. Rayleigh: u ~ CN(0, I). Rician with factor kappa:
+  u_k  small-scale fading, constant over a round (block fading), drawn anew for every round and
+       client. Rayleigh: u ~ CN(0, I). Rician with factor kappa:
        sqrt(kappa / (kappa+1)) + sqrt(1 / (kappa+1)) CN(0, I). E|u_m|^2 = 1 in both.
   g_k  large-scale gain 10^(-PL/10), PL(d) = 128.1 + 37.6 log10(d / km) dB; 1 without placement.
        The place of a client is drawn once a run, uniformly over an annulus.
-  f    receive combining of unit norm, along the sum of the cohort's channels. For one client this
-       is maximum-ratio combining, h = ||u||; for one antenna it only turns the phase.
+  f    depends on who sends at the same time. Where all clients superpose (``superposed``) there is
+       one f, along the sum of the channels of those whom the receiver hears. A client in channel
+       uses of its own (``separate``) has maximum-ratio combining, f along u_k: h_k =
+       sqrt(g_k) ||u_k||, whoever else is in the cohort. With one antenna f only turns the phase.
 
 Clients know an estimate of h_k: h_hat = h + e, e ~ CN(0, sigma_e^2 g_k) (imperfect CSI).
 Sources: P2 section II for block fading; the path loss is 3GPP's for macro cells.
@@ -27,8 +30,17 @@ from fedprune import rng
 from fedprune.types import Key
 
 
+class Channels(NamedTuple):
+    """The channels of a round's cohort, as fading draws them."""
+
+    antennas: jax.Array
+    """[S, M] complex64, from each client to each receive antenna"""
+    error: jax.Array
+    """[S] complex64, e: what is wrong with the client's estimate of its gain after combining"""
+
+
 class Gains(NamedTuple):
-    """The channels of a round's cohort."""
+    """The gains of a round's cohort after the receiver's combining."""
 
     true: jax.Array
     """[S] complex64, h_k"""
@@ -36,18 +48,45 @@ class Gains(NamedTuple):
     """[S] complex64, the clients' estimates of h_k"""
 
 
-Fading = Callable[[Key, jax.Array, jax.Array], Gains]
-"""(root key of the run, round [] int32, client ids [S]) -> gains"""
+Fading = Callable[[Key, jax.Array, jax.Array], Channels]
+"""(root key of the run, round [] int32, client ids [S]) -> channels"""
 
 
 def none() -> Fading:
-    """h = 1, known: pure AWGN."""
+    """One antenna and h = 1, known: pure AWGN."""
 
-    def gains(root: Key, t: jax.Array, ids: jax.Array) -> Gains:
-        one = jnp.ones(ids.shape, jnp.complex64)
-        return Gains(one, one)
+    def channels(root: Key, t: jax.Array, ids: jax.Array) -> Channels:
+        return Channels(
+            jnp.ones((*ids.shape, 1), jnp.complex64), jnp.zeros(ids.shape, jnp.complex64)
+        )
 
-    return gains
+    return channels
+
+
+def superposed(channels: Channels, server: jax.Array | None = None, servers: int = 1) -> Gains:
+    """Gains where all clients send in the same channel uses: one combiner a receiver.
+
+    Args:
+      channels: of the cohort.
+      server: [S] int32, which of ``servers`` receivers hears each client; None: one hears all.
+      servers: how many receivers there are.
+    """
+    h = channels.antennas
+    if server is None:
+        along = h.sum(0)
+        true = h @ (along / jnp.linalg.norm(along).astype(jnp.complex64)).conj()
+    else:
+        along = jax.ops.segment_sum(h, server, servers)  # [G, M]
+        norm = jnp.linalg.norm(along, axis=1, keepdims=True)
+        combiner = along / jnp.where(norm > 0, norm, 1.0).astype(jnp.complex64)
+        true = (h * combiner[server].conj()).sum(1)
+    return Gains(true, true + channels.error)
+
+
+def separate(channels: Channels) -> Gains:
+    """Gains where every client has channel uses of its own: maximum-ratio combining of each."""
+    true = jnp.linalg.norm(channels.antennas, axis=1).astype(jnp.complex64)
+    return Gains(true, true + channels.error)
 
 
 def block_fading(
@@ -83,14 +122,10 @@ def block_fading(
         inaccuracy = jnp.sqrt(jnp.asarray(csi_error, jnp.float32)).astype(jnp.complex64)
         return amplitude * small, amplitude * inaccuracy * error
 
-    def gains(root: Key, t: jax.Array, ids: jax.Array) -> Gains:
-        channels, errors = jax.vmap(of_client, (None, None, 0))(root, t, ids)  # [S, M], [S]
-        along = channels.sum(0)
-        combiner = along / jnp.linalg.norm(along).astype(jnp.complex64)
-        true = channels @ combiner.conj()
-        return Gains(true, true + errors)
+    def channels(root: Key, t: jax.Array, ids: jax.Array) -> Channels:
+        return Channels(*jax.vmap(of_client, (None, None, 0))(root, t, ids))
 
-    return gains
+    return channels
 
 
 def orthogonal_gains(

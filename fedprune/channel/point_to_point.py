@@ -5,9 +5,10 @@
 h is one complex gain for the whole block: 1, or CN(0, 1) (slow Rayleigh fading, h_true). The
 receiver knows h_hat = h + e with e ~ CN(0, sigma_e^2), 0 for perfect channel knowledge, and
 equalises by h_hat^* / |h_hat|^2. With e = 0 what it has is x + z / h: noise no / |h|^2, whose mean
-over Rayleigh fading is infinite, so draws are summarised by medians and not by means.
+over Rayleigh fading is infinite: draws of the *noise power* are summarised by medians. The accuracy
+of what was delivered is bounded, and P3's measure of it is the mean over noise and fading.
 
-Packing (``awgn``) says how many reals a symbol carries; the budget per real is then
+Packing (``channel.packing``) says how many reals a symbol carries; the budget per real is then
 
     complex   P_real = 1/2, sigma_real^2 = no / 2    two reals a symbol
     real      P_real = 1,   sigma_real^2 = no / 2    one, and the receiver reads the in-phase part
@@ -21,6 +22,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from fedprune.channel import packing as packed
+from fedprune.channel.awgn import from_db
 from fedprune.channel.fading import Gains
 from fedprune.types import Key
 
@@ -40,7 +43,7 @@ def real_power(packing: str) -> float:
 
 def real_noise(snr_db: jax.Array | float) -> jax.Array:
     """sigma_real^2, the noise variance of a real dimension before the equaliser, []."""
-    return 0.5 * 10.0 ** (-jnp.asarray(snr_db, jnp.float32) / 10.0)
+    return 0.5 * from_db(-jnp.asarray(snr_db, jnp.float32))
 
 
 def clear() -> Gains:
@@ -57,14 +60,24 @@ def slow_rayleigh(key: Key, csi_error: jax.Array | float = 0.0) -> Gains:
     """
     parts = jax.random.normal(key, (2, 2)) * jnp.sqrt(0.5)
     true, error = jax.lax.complex(parts[0], parts[1])
+    if isinstance(csi_error, int | float) and csi_error == 0:
+        return Gains(true, true)
     deviation = jnp.sqrt(jnp.asarray(csi_error, jnp.float32))
     return Gains(true, true + deviation.astype(jnp.complex64) * error)
 
 
 def transmit(
-    key: Key, symbols: jax.Array, snr_db: jax.Array | float, packing: str, gains: Gains
+    key: Key,
+    symbols: jax.Array,
+    snr_db: jax.Array | float,
+    packing: str,
+    gains: Gains,
+    sent: jax.Array | None = None,
 ) -> jax.Array:
     """The block after channel and equaliser.
+
+    An equaliser that is off by an angle mixes the two reals of a symbol (``channel.packing``). The
+    law of the noise does not change with the angle, so it is drawn for each real after it.
 
     Args:
       key: of the noise.
@@ -73,6 +86,8 @@ def transmit(
       snr_db: 1 / no in dB; may be traced.
       packing: "complex" or "real".
       gains: h and h_hat, [] each.
+      sent: [n] bool, which of the reals are sent and so share symbols; the others are zero, and
+        what is returned for them is noise alone. None: all.
 
     Returns:
       [n] real symbols, with noise variance ``noise_after(snr_db, gains)`` if the channel is known.
@@ -81,14 +96,12 @@ def transmit(
       ValueError: an unknown packing.
     """
     real_power(packing)
-    count = symbols.size
-    uses = (count + 1) // 2 if packing == "complex" else count
-    padded = jnp.pad(symbols, (0, 2 * uses - count)).reshape(2, uses)
-    sent = jax.lax.complex(padded[0], padded[1])
-    parts = jax.random.normal(key, (2, uses)) * jnp.sqrt(real_noise(snr_db))
-    received = gains.true * sent + jax.lax.complex(parts[0], parts[1])
-    equal = received * gains.known.conj() / jnp.square(jnp.abs(gains.known)).astype(jnp.complex64)
-    return jnp.concatenate([equal.real, equal.imag])[:count]
+    signal = symbols
+    if gains.known is not gains.true:  # else the equaliser undoes h
+        pairs = packed.pairs(sent) if packing == "complex" else None
+        signal = packed.rotate(gains.true / gains.known, symbols, packing, pairs)
+    deviation = jnp.sqrt(noise_after(snr_db, gains))
+    return signal + deviation * jax.random.normal(key, symbols.shape)
 
 
 def noise_after(snr_db: jax.Array | float, gains: Gains) -> jax.Array:

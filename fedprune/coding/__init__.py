@@ -11,6 +11,7 @@ from fedprune.coding.layers import amplitudes as amplitudes
 from fedprune.coding.layers import decode_layers as decode_layers
 from fedprune.coding.layers import encode_layers as encode_layers
 from fedprune.coding.layers import root_mean_square as root_mean_square
+from fedprune.coding.layers import sent as sent
 from fedprune.coding.protection import expansions as expansions
 from fedprune.coding.repetition import repetition as repetition
 from fedprune.coding.repetition import repetition_error as repetition_error

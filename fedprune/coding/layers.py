@@ -107,6 +107,20 @@ def encode_layers(
     return jnp.concatenate(parts), Side(alpha, rms)
 
 
+def sent(masks: Sequence[jax.Array], codes: Sequence[Code]) -> jax.Array:
+    """Which of the symbols of ``encode_layers`` are sent, [sum_i r_i d_i] bool.
+
+    Args:
+      masks: of the layers, bool arrays of their shapes: weights that are kept.
+      codes: one for each.
+    """
+    parts = [
+        (mask.reshape(-1, 1) & (jnp.arange(code.symbols) < code.repeats)[None]).reshape(-1)
+        for mask, code in zip(masks, codes, strict=True)
+    ]
+    return jnp.concatenate(parts)
+
+
 def decode_layers(
     received: jax.Array,
     side: Side,

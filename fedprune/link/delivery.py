@@ -3,7 +3,9 @@
 Kernels are the layers: each weight is sent as r real symbols of a code, all layers share the power
 budget (``coding.layers``), and the receiver equalises and decodes. All other leaves (biases, norms,
 running statistics) reach it without error beside the symbols, and are billed as side information
-with the 2 reals of each layer. Pruned weights are not sent.
+with the 2 reals of each layer. Pruned weights are not sent. The mask itself is billed as side
+information of one bit a weight, 32 of which count as a real, for every kernel in which anything is
+pruned, with every broadcast; a mask of whole units could be told in fewer bits.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import jax.numpy as jnp
 from fedprune import channel, coding, rng, tree
 from fedprune.types import (
     Air,
+    Arrival,
+    Cohort,
     Cost,
     Downlink,
     Key,
@@ -24,8 +28,8 @@ from fedprune.types import (
     Params,
     PyTree,
     Reception,
+    Sender,
     Total,
-    Trained,
     Uplink,
 )
 
@@ -100,18 +104,21 @@ def analog(
         else:
             gains = channel.slow_rayleigh(rng.stream(key, "gain"), csi_error)
         noise = rng.stream(key, "noise")
-        received = channel.transmit(noise, symbols, snr_db, packing, gains)
+        sent = None if mask is None else coding.sent(_kernels(mask), codes)
+        received = channel.transmit(noise, symbols, snr_db, packing, gains, sent)
         shapes = [w.shape for w in layers.weights]
         variance = channel.noise_after(snr_db, gains)
         found = coding.decode_layers(received, side, codes, shapes, variance)
         return tree.apply_mask(mask, _replaced(params, found))
 
-    def bill(params: Params, mask: Mask) -> Cost:
+    def bill(params: Params, mask: Mask, knows_mask: bool = False) -> Cost:
         layers = _layers(params, mask, coded.repeats, budget)
         reals = jnp.sum(layers.sizes.astype(jnp.int32) * layers.repeats)
-        uses = channel.channel_uses(reals, packing).astype(jnp.float32)
+        uses = jnp.float32(channel.channel_uses(reals, packing))
         rest = tree.count(mask, params) - jnp.sum(layers.sizes.astype(jnp.int32))
         side = rest + 2 * len(layers.weights)
+        if not knows_mask:
+            side += _mask_reals(mask)
         seconds = uses / bandwidth
         return Cost(uses, side, jnp.float32(0.0), seconds, power * seconds)
 
@@ -173,23 +180,26 @@ def one_by_one(link: Downlink) -> Uplink:
     """An uplink on which every client sends its update in channel uses of its own.
 
     Nothing adds up on the air, so any code will do, spirals too. The bills of all clients add up.
+    The server knows the round's mask; a client with a mask of its own is billed for sending it.
 
     Args:
       link: from one sender to one receiver, such as ``analog``.
     """
 
-    def prepare(root: Key, t: jax.Array, ids: jax.Array) -> Air:
-        everybody = jnp.ones(ids.shape, bool)
-        keys = jax.vmap(lambda k: rng.stream(root, "uplink", t, k))(ids)
+    def prepare(cohort: Cohort) -> Air:
+        everybody = jnp.ones(cohort.ids.shape, bool)
+        keys = jax.vmap(lambda k: rng.stream(cohort.key, "uplink", cohort.round, k))(cohort.ids)
         return Air(everybody, everybody, keys)
 
-    def encode(key: Key, trained: Trained, mask: Mask, weight: jax.Array) -> Total:
-        held = mask if trained.held is None else trained.held
-        received = link.send(key, trained.delta, held)
-        return Total((tree.scale(weight, received), weight, link.bill(trained.delta, held)), ())
+    def encode(sender: Sender) -> Total:
+        trained, weight = sender.trained, sender.weight
+        held = sender.mask if trained.held is None else trained.held
+        received = link.send(sender.state, trained.delta, held)
+        cost = link.bill(trained.delta, held, trained.held is None)
+        return Total((tree.scale(weight, received), weight, cost), ())
 
-    def finish(key: Key, air: Air, total: Total, mask: Mask) -> tuple[Params, Cost]:
-        signal, weight, cost = total.sum
+    def finish(arrival: Arrival) -> tuple[Params, Cost]:
+        signal, weight, cost = arrival.total.sum
         return tree.mean(signal, weight), cost
 
     return Uplink(prepare, encode, finish)
@@ -217,8 +227,21 @@ def layer_names(params: Params) -> list[str]:
     return [tree.path_name(path) for path, leaf in flat if leaf.ndim >= 2]
 
 
+def _kernels(values: PyTree) -> list[jax.Array]:
+    return [leaf for leaf in jax.tree.leaves(values) if leaf.ndim >= 2]
+
+
 def _weights(params: Params, mask: Mask) -> list[jax.Array]:
-    return [leaf for leaf in jax.tree.leaves(tree.apply_mask(mask, params)) if leaf.ndim >= 2]
+    return _kernels(tree.apply_mask(mask, params))
+
+
+def _mask_reals(mask: Mask) -> jax.Array:
+    """Reals of 32 bits that tell the receiver the mask, one bit a weight of every kernel in which
+    anything is pruned, [] int32."""
+    if mask is None:
+        return jnp.int32(0)
+    bits = [jnp.where(m.all(), 0, m.size) for m in _kernels(mask)]
+    return (jnp.stack(bits).sum() + 31) // 32
 
 
 def _layers(params: Params, mask: Mask, repeats: jax.Array | int, power: float) -> _Layers:
@@ -226,8 +249,7 @@ def _layers(params: Params, mask: Mask, repeats: jax.Array | int, power: float) 
     if mask is None:
         sizes = jnp.asarray([w.size for w in weights], jnp.float32)
     else:
-        kept = [leaf for leaf in jax.tree.leaves(mask) if leaf.ndim >= 2]
-        sizes = jnp.stack([jnp.sum(m, dtype=jnp.float32) for m in kept])
+        sizes = jnp.stack([jnp.sum(m, dtype=jnp.float32) for m in _kernels(mask)])
     times = jnp.broadcast_to(jnp.asarray(repeats, jnp.int32), (len(weights),))
     energy = jnp.stack([jnp.square(w).sum() for w in weights])
     amplitude = coding.amplitudes(energy, sizes, times, power)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedprune import channel, rng, tree
-from fedprune.types import Air, Cost, Key, Mask, Params, Total, Trained, Uplink
+from fedprune.types import Air, Arrival, Cohort, Cost, Key, Mask, Params, Sender, Total, Uplink
 
 BITSTREAMS = ("fixed", "entropy")
 
@@ -34,6 +34,8 @@ def orthogonal(
     """Clients send their updates one after another, as error-free bits or not at all.
 
     With gamma_k = |h_k|^2 P / no, client k's channel carries C_k = log2(1 + gamma_k) bits a use.
+    A receiver with several antennas combines each client's own channel (maximum-ratio combining,
+    ``channel.separate``), so a client's rate does not depend on who else is in the cohort.
 
       rate None   the client knows its channel and sends at C_k: no outage
       rate R      it does not, and sends at R bits a use: lost (outage) where C_k < R, with
@@ -75,9 +77,10 @@ def orthogonal(
         raise ValueError(f"value_bits={value_bits} must be at most 12 for bitstream='entropy'")
     draw = channel.none() if fading is None else fading
 
-    def prepare(root: Key, t: jax.Array, ids: jax.Array) -> Air:
-        gain = jnp.square(jnp.abs(draw(root, t, ids).true))
-        capacity = jnp.log2(1.0 + gain * 10.0 ** (jnp.asarray(snr_db, jnp.float32) / 10.0))
+    def prepare(cohort: Cohort) -> Air:
+        root, t, ids = cohort.key, cohort.round, cohort.ids
+        gain = jnp.square(jnp.abs(channel.separate(draw(root, t, ids)).true))
+        capacity = jnp.log2(1.0 + gain * channel.from_db(snr_db))
         chosen = capacity if rate is None else jnp.full(ids.shape, rate, jnp.float32)
         keys = jax.vmap(lambda k: rng.stream(root, "rounding", t, k))(ids)
         sends = gain >= threshold
@@ -86,8 +89,10 @@ def orthogonal(
     def bits_of(kept: jax.Array) -> jax.Array:
         return kept.astype(jnp.float32) * value_bits + (32.0 if value_bits < 32 else 0.0)
 
-    def encode(link: _Link, trained: Trained, mask: Mask, weight: jax.Array) -> Total:
-        delta, held = trained.delta, mask if trained.held is None else trained.held
+    def encode(sender: Sender) -> Total:
+        link: _Link = sender.state
+        trained, delta = sender.trained, sender.trained.delta
+        held = sender.mask if trained.held is None else trained.held
         if value_bits < 32:
             delta = tree.apply_mask(held, _rounded(link.key, delta, value_bits))
         bits = bits_of(tree.count(held, delta))
@@ -95,12 +100,13 @@ def orthogonal(
             bits = _entropy(delta, held, value_bits) + 4.0 * 2**value_bits + 32.0
         if trained.held is not None:
             bits += tree.count(None, delta).astype(jnp.float32)
-        return Total((tree.scale(weight, delta), weight), bits)
+        return Total((tree.scale(sender.weight, delta), sender.weight), bits)
 
-    def finish(key: Key, air: Air, total: Total, mask: Mask) -> tuple[Params, Cost]:
-        signal, weight = total.sum
+    def finish(arrival: Arrival) -> tuple[Params, Cost]:
+        air, (signal, weight) = arrival.air, arrival.total.sum
         # If everybody's update is lost there is no largest; then the round's mask decides.
-        bits = jnp.where(weight > 0, total.max, bits_of(tree.count(mask, signal)))
+        whole = bits_of(tree.count(arrival.mask, signal))
+        bits = jnp.where(weight > 0, arrival.total.max, whole)
         uses = jnp.sum(jnp.where(air.sends, jnp.ceil(bits / air.state.rate), 0.0))
         seconds = uses / bandwidth
         cost = Cost(uses, jnp.int32(0), jnp.float32(0.0), seconds, power * seconds)

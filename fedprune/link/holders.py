@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedprune import rng, tree
-from fedprune.types import Air, Cost, Key, Mask, Params, PyTree, Total, Trained, Uplink
+from fedprune.types import Air, Arrival, Cohort, Cost, Params, Sender, Total, Uplink
 
 
 def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
@@ -52,24 +52,32 @@ def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
     Source: P2 (12); counting over the air is our extension of P0's superposition.
     """
 
-    def prepare(root: Key, t: jax.Array, ids: jax.Array) -> Air:
-        first, second = values.prepare(root, t, ids), masks.prepare(root, t, ids)
+    def prepare(cohort: Cohort) -> Air:
+        first, second = values.prepare(cohort), masks.prepare(cohort)
         sends, active = first.sends | second.sends, first.active & second.active
-        both = (first.state, second.state)
-        return first._replace(sends=sends, active=active, state=both)
+        state, common = (first.state, second.state), (first.common, second.common)
+        return first._replace(sends=sends, active=active, state=state, common=common)
 
-    def encode(state: PyTree, trained: Trained, mask: Mask, weight: jax.Array) -> Total:
-        first = values.encode(state[0], trained, mask, weight)
+    def encode(sender: Sender) -> Total:
+        trained = sender.trained
         ones = jax.tree.map(jnp.ones_like, trained.delta)
-        held = tree.apply_mask(mask, tree.apply_mask(trained.held, ones))
-        second = masks.encode(state[1], trained._replace(delta=held), mask, weight)
+        held = tree.apply_mask(sender.mask, tree.apply_mask(trained.held, ones))
+
+        def part(i: int, uplink: Uplink, delta: Params) -> Total:
+            mine = {"state": sender.state[i], "common": sender.common[i]}
+            return uplink.encode(sender._replace(trained=trained._replace(delta=delta), **mine))
+
+        first, second = part(0, values, trained.delta), part(1, masks, held)
         return Total((first.sum, second.sum), (first.max, second.max))
 
-    def finish(key: Key, air: Air, total: Total, mask: Mask) -> tuple[Params, Cost]:
+    def finish(arrival: Arrival) -> tuple[Params, Cost]:
+        air, total = arrival.air, arrival.total
+
         def part(i: int, uplink: Uplink) -> tuple[Params, Cost]:
             mine = Total(total.sum[i], total.max[i])
-            here = air._replace(state=air.state[i])
-            return uplink.finish(rng.stream(key, "holders", i), here, mine, mask)
+            here = air._replace(state=air.state[i], common=air.common[i])
+            key = rng.stream(arrival.key, "holders", i)
+            return uplink.finish(arrival._replace(key=key, air=here, total=mine))
 
         (mean, cost), (share, counting) = part(0, values), part(1, masks)
         passes = jax.tree.map(lambda c: c >= least, share)

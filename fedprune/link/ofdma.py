@@ -12,7 +12,7 @@ from jax import lax
 from fedprune import allocation, resources
 from fedprune.allocation import Allocation, Problem
 from fedprune.link.uplink import ideal
-from fedprune.types import Air, Cost, Key, Mask, Params, Total, Uplink
+from fedprune.types import Air, Arrival, Cohort, Cost, Key, Params, Uplink
 
 SCHEMES: dict[str, Callable[[Problem, jax.Array | float], Allocation]] = {
     "optimal": allocation.optimal,
@@ -93,10 +93,11 @@ def ofdma(
 
     exact = ideal()
 
-    def prepare(root: Key, t: jax.Array, ids: jax.Array) -> Air:
+    def prepare(cohort: Cohort) -> Air:
+        ids = cohort.ids
         # Barriers: what is fused, and so rounded, must not depend on the number of devices, since
         # a last bit can decide how many weights are kept.
-        gain = lax.optimization_barrier(gains(root, t, ids))
+        gain = lax.optimization_barrier(gains(cohort.key, cohort.round, ids))
         rate = resources.full_rate(gain, power, noise, bandwidth)
         problem = allocation.problem(work, frequency, rate, threshold, form)
         own = jnp.zeros_like(ids) if edge is None else edge[ids]
@@ -113,8 +114,9 @@ def ofdma(
         air = Air(everybody, everybody, device, found.ratio, found.share)
         return lax.optimization_barrier(air)
 
-    def finish(key: Key, air: Air, total: Total, mask: Mask) -> tuple[Params, Cost]:
-        mean, _ = exact.finish(key, air, total, mask)
+    def finish(arrival: Arrival) -> tuple[Params, Cost]:
+        mean, _ = exact.finish(arrival)
+        air = arrival.air
         device: _Device = jax.tree.map(lambda v: jnp.where(air.sends, v, 0.0), air.state)
         cost = Cost(
             channel_uses=device.uses.sum(),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fedprune import channel, tree
-from fedprune.types import Air, Cost, Key, Mask, Params, PyTree, Total, Trained, Uplink
+from fedprune.types import Air, Arrival, Cohort, Cost, Params, Sender, Total, Uplink
 
 NORMALISATIONS = ("none", "common", "device", "receiver")
 
@@ -20,15 +20,15 @@ NORMALISATIONS = ("none", "common", "device", "receiver")
 def ideal() -> Uplink:
     """A perfect link that costs nothing: exactly federated averaging."""
 
-    def prepare(root: Key, t: jax.Array, ids: jax.Array) -> Air:
-        everybody = jnp.ones(ids.shape, bool)
+    def prepare(cohort: Cohort) -> Air:
+        everybody = jnp.ones(cohort.ids.shape, bool)
         return Air(everybody, everybody, ())
 
-    def encode(state: PyTree, trained: Trained, mask: Mask, weight: jax.Array) -> Total:
-        return Total((tree.scale(weight, trained.delta), weight), ())
+    def encode(sender: Sender) -> Total:
+        return Total((tree.scale(sender.weight, sender.trained.delta), sender.weight), ())
 
-    def finish(key: Key, air: Air, total: Total, mask: Mask) -> tuple[Params, Cost]:
-        signal, weight = total.sum
+    def finish(arrival: Arrival) -> tuple[Params, Cost]:
+        signal, weight = arrival.total.sum
         free = jnp.float32(0.0)
         return tree.mean(signal, weight), Cost(free, jnp.int32(0), free, free, free)
 
@@ -117,29 +117,36 @@ def over_the_air(
     faded = fading is not None and normalisation != "none"
     draw = fading if fading is not None and faded else channel.none()
 
-    def prepare(root: Key, t: jax.Array, ids: jax.Array) -> Air:
-        gains = draw(root, t, ids)
-        strong = jnp.square(jnp.abs(gains.known)) >= threshold
-        return Air(strong, strong, gains)
+    mixes = faded and packing == "complex"
 
-    def encode(gains: channel.Gains, trained: Trained, mask: Mask, weight: jax.Array) -> Total:
-        signal = tree.scale(weight, trained.delta)
+    def prepare(cohort: Cohort) -> Air:
+        channels = draw(cohort.key, cohort.round, cohort.ids)
+        gains = channel.superposed(channels, cohort.server, cohort.servers)
+        strong = jnp.square(jnp.abs(gains.known)) >= threshold
+        return Air(strong, strong, gains, common=channel.pairs(cohort.mask) if mixes else ())
+
+    def encode(sender: Sender) -> Total:
+        gains: channel.Gains = sender.state
+        mask, weight = sender.mask, sender.weight
+        paired = sender.common if mixes else None
+        signal = tree.scale(weight, sender.trained.delta)
         rms = _rms(signal, tree.count(mask, signal))
         known = jnp.abs(gains.known)
         needed = rms / known
         if faded and normalisation == "device":
-            signal = channel.rotate(gains.true * _phase(gains.known).conj(), signal, packing)
+            turn = gains.true * _phase(gains.known).conj()
+            signal = channel.rotate(turn, signal, packing, paired)
         elif faded:
-            signal = channel.rotate(gains.true / gains.known, signal, packing)
+            signal = channel.rotate(gains.true / gains.known, signal, packing, paired)
         if normalisation == "device":
             signal = tree.scale(jnp.where(rms > 0, 1.0 / rms, 0.0), signal)
         signal = tree.apply_mask(mask, signal)
         one = jnp.ones_like(weight)
         return Total(_Sums(signal, weight, one, rms, known, jnp.square(needed)), needed)
 
-    def finish(key: Key, air: Air, total: Total, mask: Mask) -> tuple[Params, Cost]:
-        sums: _Sums = total.sum
-        signal, peak = sums.signal, jnp.maximum(total.max, 0.0)
+    def finish(arrival: Arrival) -> tuple[Params, Cost]:
+        sums: _Sums = arrival.total.sum
+        signal, peak, mask = sums.signal, jnp.maximum(arrival.total.max, 0.0), arrival.mask
         d = tree.count(mask, signal)
         times = jnp.asarray(repeats, jnp.float32)
         s = jnp.sqrt(channel.noise_to_signal(snr_db, packing) / times)
@@ -159,10 +166,10 @@ def over_the_air(
             deviation = s * _rms(signal, d)
             reports = jnp.int32(1)
         if normalisation != "none":
-            noise = channel.noise(key, signal, mask)
+            noise = channel.noise(arrival.key, signal, mask)
             signal = jax.tree.map(lambda y, n: scale * (y + deviation * n), signal, noise)
         variance = jnp.square(scale * deviation / jnp.maximum(sums.weight, 1e-30))
-        uses = channel.channel_uses(d * jnp.asarray(repeats, jnp.int32), packing)
+        uses = channel.symbols(mask, signal, packing) * jnp.asarray(repeats, jnp.int32)
         uses = jnp.where(sums.clients > 0, uses, 0).astype(jnp.float32)
         seconds = uses / bandwidth
         cost = Cost(uses, reports, variance, seconds, power * seconds * sent)
