@@ -43,7 +43,7 @@ def report(config: airnet.AirNet, rows: Sequence[Row], folder: Path) -> str:
     at = lambda name, snr: lines[f"training: {name}"][snr]
     known = {name: db for name, db in TRAINED.items() if db < airnet.SILENT}
     margins = [
-        at(name, db) - np.max([at(other, db) for other in TRAINED if other != name], 0)
+        at(name, db) - airnet.best_mean([at(other, db) for other in TRAINED if other != name])
         for name, db in known.items()
     ]
     rules = [

@@ -118,8 +118,7 @@ def delivery(
 
     Returns:
       (hyper [A], key [A], params [A], masks [A], test) -> accuracies [A, draws] of A cases. Draw i
-      of a case has the key of the address ("delivery", i). Under fading 1 / |h|^2 has no mean:
-      medians over draws say more.
+      of a case has the key of the address ("delivery", i). P3's measure is their mean.
     """
     measure = _measuring(model, layout, batch)
 
