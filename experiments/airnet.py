@@ -846,7 +846,7 @@ def present(
 
 def _fixed() -> Pruner:
     """A pruner whose state is its mask, once and for all."""
-    return Pruner(lambda params: (), lambda mask, params, t: (mask, mask))
+    return Pruner(lambda params: (), lambda mask, before: (mask, mask))
 
 
 def _joined(values: Sequence[Any]) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 
 from fedprune import models, payload, prune
 from fedprune import report as rp
+from fedprune.types import Before
 
 PAPER = {0.0: 44.65, 0.3: 32.73, 0.5: 22.39, 0.7: 13.28, 0.9: 4.78}
 """ratio -> MB"""
@@ -50,7 +51,8 @@ def megabytes(seed: int = 0) -> dict[str, dict[float, float]]:
     @jax.jit
     def mask(params, ratio):  # an argument: as a constant it would be folded, slowly
         pruner = prune.scheduled(prune.constant(ratio), scope="client")
-        return pruner.update(pruner.init(params), params, jnp.int32(0))[0]
+        before = Before(jax.random.key(0), jnp.int32(0), params, None)
+        return pruner.update(pruner.init(params), before)[0]
 
     masks = {ratio: mask(params, jnp.float32(ratio)) if ratio else None for ratio in PAPER}
     found = payload.table(params, masks)

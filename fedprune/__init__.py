@@ -5,7 +5,6 @@ from fedprune import backend as backend
 from fedprune import channel as channel
 from fedprune import coding as coding
 from fedprune import data as data
-from fedprune import hierarchy as hierarchy
 from fedprune import link as link
 from fedprune import local as local
 from fedprune import mesh as mesh

@@ -18,7 +18,6 @@ import optax
 from fedprune import (
     channel,
     data,
-    hierarchy,
     link,
     local,
     mesh,
@@ -32,6 +31,7 @@ from fedprune import (
 from fedprune import config as cfg
 from fedprune import round as rounds
 from fedprune.data.partition import Partitioner
+from fedprune.round import hierarchical
 from fedprune.types import Downlink, LocalUpdate, Model, Personal, Pruner, Server, Uplink
 
 PARTITIONERS: dict[str, Callable[[cfg.Data, data.Dataset], Partitioner]] = {
@@ -376,7 +376,7 @@ def algorithm(config: cfg.Config, network: Model, layout: mesh.Layout) -> rounds
         stages |= {"downlink": downlink(c.downlink), "personal": personal(c, network)}
         return rounds.build(**stages)
     cloud = CLOUDS[c.edges.cloud](c.edges)
-    return hierarchy.build(**stages, cloud=cloud, edges=tiers, edge_rounds=c.edges.rounds)
+    return hierarchical.build(**stages, cloud=cloud, edges=tiers, edge_rounds=c.edges.rounds)
 
 
 def _unless_zero(value: jax.Array | float) -> jax.Array | float | None:

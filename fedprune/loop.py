@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from fedprune import mesh, processes, run
+from fedprune import bill, mesh, processes, run
 from fedprune.checkpoint import (
     CheckpointError,
     Checkpoints,
@@ -235,8 +235,10 @@ def _check(program: Program, done: int, rounds: int, metrics: Metrics) -> None:
 
 def _rows(program: Program, done: int, infos: RoundInfo, measured: Any) -> list[Row]:
     """A row a round and arm; the test metrics stand in the last round's."""
-    columns: dict[str, Any] = {**infos._asdict(), **infos.cost._asdict()}
-    columns = {k: v for k, v in columns.items() if k != "cost" and jax.tree.leaves(v)}
+    infos = bill.on_host(infos)
+    columns: dict[str, Any] = {**infos._asdict(), **infos.cost._asdict(), **infos.numbers}
+    parted = ("cost", "numbers")
+    columns = {k: v for k, v in columns.items() if k not in parted and jax.tree.leaves(v)}
     length = infos.train_loss.shape[1]
     rows = []
     for r in range(length):

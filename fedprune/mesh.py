@@ -70,6 +70,11 @@ class Layout:
         return self.mesh.shape[ARMS]
 
     @property
+    def platform(self) -> str:
+        """ "cpu", "gpu" or "tpu": of the devices, which need not be those of this process."""
+        return self.mesh.devices.flat[0].platform
+
+    @property
     def local_lanes(self) -> int:
         """Lanes on each device."""
         return 1 if self.reduction == "fast" else self.lanes // self.client_devices
@@ -145,7 +150,7 @@ def finished(compiled: Any, layout: Layout) -> Any:
 
 def _shares_threads(layout: Layout) -> bool:
     """Several CPU devices have one pool of threads."""
-    return layout.mesh.devices.flat[0].platform == "cpu" and layout.mesh.size > 1
+    return layout.platform == "cpu" and layout.mesh.size > 1
 
 
 def placed(compiled: Any, layout: Layout, axes: tuple[Any, ...]) -> Compiled:
@@ -233,117 +238,172 @@ def accumulate(
 
     Must run inside ``spread``. Memory does not grow with ``size``.
     """
-    return collect(lambda *at: (contribution(*at), ()), shared, size, layout)[0]
+
+    def one(shared: PyTree, position: jax.Array, row: PyTree) -> tuple[Total, PyTree, PyTree]:
+        return contribution(shared, position), row, ()
+
+    return collect(one, shared, size, layout)[0]
 
 
 def collect(
-    contribution: Callable[[PyTree, jax.Array], tuple[Total, PyTree]],
+    contribution: Callable[[PyTree, jax.Array, PyTree], tuple[Total, PyTree, PyTree]],
     shared: PyTree,
     size: int,
     layout: Layout,
-) -> tuple[Total, PyTree]:
-    """The total over positions, as from ``accumulate``, and what each position has beside it.
+    store: PyTree = (),
+    ids: jax.Array | None = None,
+) -> tuple[Total, PyTree, PyTree]:
+    """The total over positions, as from ``accumulate``, with what is kept of every client.
+
+    A row of the store moves to the device that has its client's position, and back to its owner,
+    one step of all lanes at a time; no device ever has the rows of the whole cohort.
 
     Args:
-      contribution: one position's part, and its rows; vmapped over ``layout.chunk`` positions.
+      contribution: (shared, position, row of the store) -> (one position's part, its new row, its
+        findings, small arrays); vmapped over ``layout.chunk`` positions.
       shared: everything that it reads (params, masks, data, keys). It is marked as varying over
         devices here, in one place: a gradient with respect to an unmarked value would be summed
         over all devices without a word.
       size: number of positions.
       layout: lanes, chunk and reduction.
+      store: arrays [K, ...] of any types that are divided over the clients axis, of which every
+        device has its block.
+      ids: [size] int32, whose rows the positions have, without repetition; None: there is no store.
 
     Returns:
-      The total, and the rows of all positions, leaves [size, ...], both on all devices.
+      The total, on all devices; the store with the new rows; and the findings of all positions,
+      leaves [size, ...], on all devices.
     """
     shared = tree.vary(shared, {CLIENTS})
     lanes = layout.local_lanes * layout.client_devices
     stride = lanes * layout.chunk
     steps = math.ceil(size / stride)
-    one, row = jax.eval_shape(contribution, shared, jax.ShapeDtypeStruct((), jnp.int32))
+    row = jax.tree.map(lambda block: jax.ShapeDtypeStruct(block.shape[1:], block.dtype), store)
+    at = jax.ShapeDtypeStruct((), jnp.int32)
+    one, _, finding = jax.eval_shape(contribution, shared, at, row)
     zero = identity(one)
-    empty = jax.tree.map(lambda r: jnp.zeros((layout.chunk, *r.shape), r.dtype), row)
+    empty = jax.tree.map(lambda r: jnp.zeros((layout.chunk, *r.shape), r.dtype), finding)
+    device = lax.axis_index(CLIENTS)
 
-    def one_lane(lane: jax.Array) -> tuple[Total, PyTree]:
-        def several(total: Total, step: jax.Array) -> tuple[Total, PyTree]:
-            positions = lane + lanes * (step * layout.chunk + jnp.arange(layout.chunk))
+    def positions_of(lane: jax.Array, step: jax.Array) -> jax.Array:
+        return lane + lanes * (step * layout.chunk + jnp.arange(layout.chunk))
+
+    def wanted(lane: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Whose rows all devices need in a step, [devices, chunk], and which of them exist."""
+        assert ids is not None
+        local = lane - device * layout.local_lanes
+        every = jnp.arange(layout.client_devices) * layout.local_lanes + local
+        positions = jax.vmap(positions_of, (0, None))(every, step)
+        return ids[jnp.minimum(positions, size - 1)], positions < size
+
+    def one_lane(store: PyTree, lane: jax.Array) -> tuple[PyTree, tuple[Total, PyTree]]:
+        def several(total: Total, rows: PyTree, step: jax.Array):
+            positions = positions_of(lane, step)
             if layout.chunk == 1:
-                part, row = contribution(shared, positions[0])
-                return with_rows(_merge(total, part), jax.tree.map(lambda r: r[None], row))
-            parts, rows = jax.vmap(contribution, (None, 0))(shared, positions)
-            return with_rows(_merge(total, reduce(parts, positions < size)), rows)
+                first = jax.tree.map(lambda r: r[0], rows)
+                part, *more = contribution(shared, positions[0], first)
+                new, found = jax.tree.map(lambda r: r[None], more)
+                return alike(merge(total, part), new, found)
+            parts, new, found = jax.vmap(contribution, (None, 0, 0))(shared, positions, rows)
+            return alike(merge(total, reduce(parts, positions < size)), new, found)
 
-        def with_rows(total: Total, rows: PyTree) -> tuple[Total, PyTree]:
-            return total, tree.match((rows, total))[0]
+        def alike(total: Total, *rows: PyTree):
+            return total, *tree.match((rows, total))[0]
 
-        def body(total: Total, step: jax.Array) -> tuple[Total, PyTree]:
+        def body(carry: tuple[Total, PyTree], step: jax.Array):
+            total, store = carry
+            rows = store
+            if jax.tree.leaves(store):
+                needed = wanted(lane, step)
+                rows = _fetch(store, *needed)
             if size % stride == 0:
-                return several(total, step)
-            first = lane + lanes * step * layout.chunk
-            idle = lambda total, _: with_rows(total, empty)
-            return lax.cond(first < size, several, idle, total, step)
+                total, rows, found = several(total, rows, step)
+            else:
+                idle = lambda total, rows, _: alike(total, rows, empty)
+                busy = positions_of(lane, step)[0] < size
+                total, rows, found = lax.cond(busy, several, idle, total, rows, step)
+            if jax.tree.leaves(store):
+                store = _give_back(store, *needed, rows)
+            return (total, store), found
 
-        start = tree.match((zero, shared, lane))[0]
-        return lax.scan(body, start, jnp.arange(steps))
+        start = tree.match((zero, shared, lane, store))[0]
+        (total, store), found = lax.scan(body, (start, store), jnp.arange(steps))
+        return store, (total, found)
 
-    def in_order(rows: PyTree) -> PyTree:
+    def in_order(findings: PyTree) -> PyTree:
         """From this device's [local lanes, steps, chunk, ...] to all positions' [size, ...]."""
 
         def one(leaf: jax.Array) -> jax.Array:
             leaf = jnp.moveaxis(_gathered(leaf), 0, 2)
             return leaf.reshape(-1, *leaf.shape[3:])[:size]
 
-        return jax.tree.map(one, rows)
+        return jax.tree.map(one, findings)
 
-    device = lax.axis_index(CLIENTS)
     if layout.reduction == "fast":
-        total, rows = one_lane(device)
+        store, (total, found) = one_lane(store, device)
         summed = lax.psum(total.sum, CLIENTS)
         largest = jax.tree.map(lambda a: lax.pmax(a, CLIENTS), total.max)
-        return Total(summed, largest), in_order(jax.tree.map(lambda r: r[None], rows))
+        return Total(summed, largest), store, in_order(jax.tree.map(lambda r: r[None], found))
 
     own = device * layout.local_lanes + jnp.arange(layout.local_lanes)
-    total, rows = lax.optimization_barrier(lax.map(one_lane, own))
+    store, (total, found) = lax.optimization_barrier(lax.scan(one_lane, store, own))
     gathered = jax.tree.map(_gathered, total.sum)
     summed = lax.optimization_barrier(jax.tree.map(_pairwise_sum, gathered))
     largest = jax.tree.map(lambda a: lax.pmax(a.max(0), CLIENTS), total.max)
-    return Total(summed, largest), in_order(rows)
+    return Total(summed, largest), store, in_order(found)
 
 
 # What every client has, in blocks of clients on the devices -----
 
 
-def take_rows(blocks: PyTree, ids: jax.Array) -> PyTree:
-    """Rows ``ids`` [S] of arrays [K, ...] that are divided over the clients axis: [S, ...] on all.
-
-    Must run inside ``spread``, where every device has its block [K / devices, ...], of 32-bit
-    numbers.
-    """
+def _fetch(blocks: PyTree, ids: jax.Array, exist: jax.Array) -> PyTree:
+    """This device's rows [chunk, ...] of arrays [K, ...] in blocks, where ``ids`` [devices, chunk]
+    says whose rows each device needs and ``exist`` whether it does."""
+    devices, chunk = ids.shape
 
     def one(block: jax.Array) -> jax.Array:
-        row, mine = _local(block, ids)
+        if devices == 1:
+            return block[ids[0]]
+        row, mine = _local(block, ids.reshape(-1), exist.reshape(-1))
         mine = mine.reshape((-1,) + (1,) * (block.ndim - 1))
-        bits = lax.bitcast_convert_type(block[row], jnp.uint32)
+        bits = _bits(block[row])
         # Bits of one owner and zeros: a sum of floats would turn -0.0 into 0.0.
-        found = lax.psum(jnp.where(mine, bits, jnp.uint32(0)), CLIENTS)
-        return lax.bitcast_convert_type(found, block.dtype)
+        sent = jnp.where(mine, bits, jnp.zeros((), bits.dtype))
+        sent = sent.reshape(devices, chunk, *block.shape[1:])
+        return _of_bits(lax.psum_scatter(sent, CLIENTS), block.dtype)
 
     return jax.tree.map(one, blocks)
 
 
-def put_rows(blocks: PyTree, ids: jax.Array, rows: PyTree) -> PyTree:
-    """Such arrays with new rows [S, ...], which all devices have, in place of rows ``ids``."""
+def _give_back(blocks: PyTree, ids: jax.Array, exist: jax.Array, rows: PyTree) -> PyTree:
+    """Such arrays with this device's new rows [chunk, ...] in the places of their owners."""
 
     def one(block: jax.Array, new: jax.Array) -> jax.Array:
-        row, mine = _local(block, ids)
-        return block.at[jnp.where(mine, row, block.shape[0])].set(new, mode="drop")
+        everybody = new if ids.shape[0] == 1 else lax.all_gather(new, CLIENTS, tiled=True)
+        row, mine = _local(block, ids.reshape(-1), exist.reshape(-1))
+        return block.at[jnp.where(mine, row, block.shape[0])].set(everybody, mode="drop")
 
     return jax.tree.map(one, blocks, rows)
 
 
-def _local(block: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _bits(values: jax.Array) -> jax.Array:
+    """As unsigned integers of the same size."""
+    if jnp.issubdtype(values.dtype, jnp.bool_):
+        return values.astype(jnp.uint8)
+    unsigned = jnp.dtype(f"uint{8 * values.dtype.itemsize}")
+    return lax.bitcast_convert_type(values, unsigned)
+
+
+def _of_bits(bits: jax.Array, dtype: Any) -> jax.Array:
+    if jnp.issubdtype(dtype, jnp.bool_):
+        return bits.astype(bool)
+    return lax.bitcast_convert_type(bits, dtype)
+
+
+def _local(block: jax.Array, ids: jax.Array, exist: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Where clients stand in this device's block, and whether they do."""
     row = ids - lax.axis_index(CLIENTS) * block.shape[0]
-    mine = (row >= 0) & (row < block.shape[0])
+    mine = (row >= 0) & (row < block.shape[0]) & exist
     return jnp.clip(row, 0, block.shape[0] - 1), mine
 
 
@@ -361,7 +421,7 @@ def each(
     Args:
       fn: its results should be small.
       shared: what all clients read.
-      blocks: arrays [K, ...] divided over the clients axis, as for ``take_rows``.
+      blocks: arrays [K, ...] divided over the clients axis, of which every device has its block.
       clients: K.
       layout: devices.
 
@@ -405,7 +465,8 @@ def reduce(parts: Total, counts: jax.Array) -> Total:
     )
 
 
-def _merge(a: Total, b: Total) -> Total:
+def merge(a: Total, b: Total) -> Total:
+    """The total over both."""
     return Total(jax.tree.map(jnp.add, a.sum, b.sum), jax.tree.map(jnp.maximum, a.max, b.max))
 
 

@@ -31,7 +31,7 @@ STAGES = {
     "server": "server, participation",
     "mesh": "sums over clients and devices",
     "round": "round: masks, checks, counts",
-    "hierarchy": "round: masks, checks, counts",
+    "bill": "round: masks, checks, counts",
     "rng": "random keys",
     "tree": "round: masks, checks, counts",
     "data": "batches",

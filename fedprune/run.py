@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedprune import mesh, rng, tree
+from fedprune import bill, mesh, rng, tree
 from fedprune.local import cross_entropy
-from fedprune.round import Round, RoundInfo, State
+from fedprune.round import STORED, Round, RoundInfo, State
 from fedprune.types import Client, Clients, Key, Mask, Model, Params, Personal, PyTree, Total
 
 Evaluate = Callable[[State, Clients], Any]
@@ -153,7 +153,7 @@ def _measuring(
 ) -> Callable[[Params, Clients], Metrics]:
     """(params, test) -> accuracy and loss, inside ``mesh.spread``."""
     if batch is None:  # on CPU so few that a CNN's activations stay in cache
-        batch = 100 if jax.default_backend() == "cpu" else 500
+        batch = 100 if layout.platform == "cpu" else 500
 
     def measure(params: Params, test: Clients) -> Metrics:
         n = test.labels.shape[0]
@@ -270,7 +270,7 @@ def program(
       are shared by all arms, except that ``arms`` brings its own index tables (for ``test`` where
       it has them).
     """
-    if arms_per_chunk is None and jax.default_backend() == "cpu":
+    if arms_per_chunk is None and layout.platform == "cpu":
         arms_per_chunk = 1
 
     def one(arm: Arms, train: Clients, test: Clients):
@@ -281,7 +281,12 @@ def program(
         state, infos = lax.scan(
             lambda state, _: algorithm.step(arm.key, state, clients), arm.state, length=rounds
         )
-        return state, infos, () if evaluate is None else evaluate(state, test)
+        if evaluate is None:
+            return state, infos, ()
+        shown = state
+        if algorithm.model is not None:
+            shown = state._replace(params=algorithm.model(state), mask=None)
+        return state, infos, evaluate(shown, test)
 
     def on_device(state: State, rest: Arms, train: Clients, test: Clients):
         arms = rest._replace(state=state)
@@ -293,23 +298,24 @@ def program(
             return lax.map(here, arms)
         return lax.map(here, arms, batch_size=arms_per_chunk)
 
-    leading: Any = dict.fromkeys(State._fields, 1) | {"personal": 2}
+    leading: Any = dict.fromkeys(State._fields, 1) | dict.fromkeys(STORED, 2)
     divided = State(**leading)
     axes = (divided, 1, 0, 0)
     spread = mesh.spread(on_device, layout, axes, (divided, 1, 1))
 
     def whole(state: State, *rest: Any) -> tuple[State, Any, Any]:
         """Clients filled up to a multiple of the devices while they are spread over them."""
-        count = {leaf.shape[1] for leaf in jax.tree.leaves(state.personal)}
+        store = {name: getattr(state, name) for name in STORED}
+        count = {leaf.shape[1] for leaf in jax.tree.leaves(store)}
         missing = -max(count, default=0) % layout.client_devices
         if not missing:
             return spread(state, *rest)
         fill = lambda v: jnp.pad(v, [(0, missing if axis == 1 else 0) for axis in range(v.ndim)])
-        state, infos, metrics = spread(
-            state._replace(personal=jax.tree.map(fill, state.personal)), *rest
-        )
-        own = jax.tree.map(lambda v: v[:, :-missing], state.personal)
-        return state._replace(personal=own), infos, metrics
+        state, infos, metrics = spread(state._replace(**jax.tree.map(fill, store)), *rest)
+        cut = {
+            name: jax.tree.map(lambda v: v[:, :-missing], getattr(state, name)) for name in STORED
+        }
+        return state._replace(**cut), infos, metrics
 
     compiled = jax.jit(whole, donate_argnums=(0,) if donate else ())
     placed = mesh.placed(mesh.finished(compiled, layout), layout, axes)
@@ -359,7 +365,8 @@ def simulate(
       seed: decides every random number.
 
     Returns:
-      (final state, infos [rounds], final ``Metrics``; ``ClientMetrics`` with personal parts).
+      (final state, infos [rounds] with bills as NumPy integers, final ``Metrics``;
+      ``ClientMetrics`` with personal parts).
     """
     hyper, key = (), jax.random.key(seed)[None]
     layout = algorithm.layout
@@ -367,7 +374,8 @@ def simulate(
     arms = Arms(hyper, key, state, train.rows[None], train.size[None])
     own = algorithm.personal
     evaluate = evaluation(model, layout)
-    if own is not None:
+    if own is not None and own.own_model:
         evaluate = client_evaluation(model, layout, own.clients, own)
     run = program(lambda _: algorithm, layout, rounds, evaluate)
-    return jax.tree.map(lambda leaf: leaf[0], run(arms, train, test))
+    state, infos, metrics = jax.tree.map(lambda leaf: leaf[0], run(arms, train, test))
+    return state, bill.on_host(infos), metrics

@@ -24,6 +24,13 @@ def apply_mask(mask: Mask, values: PyTree) -> PyTree:
     return jax.tree.map(lambda m, v: jnp.where(m, v, jnp.zeros((), v.dtype)), mask, values)
 
 
+def conjunction(first: Mask, second: Mask) -> Mask:
+    """What both masks keep; None keeps everything."""
+    if first is None or second is None:
+        return second if first is None else first
+    return jax.tree.map(jnp.logical_and, first, second)
+
+
 def count(mask: Mask, like: Params) -> jax.Array:
     """How many weights the mask keeps, [] int32; all of ``like`` if the mask is None."""
     if mask is None:

@@ -54,6 +54,10 @@ class Client(NamedTuple):
     """[] share of its prunable weights that it was told to prune (``Air.ratio``)"""
     personal: PyTree = None
     """what it keeps to itself (``Personal``); None: nothing"""
+    message: PyTree = None
+    """what the server sends to all clients beside the model (``Server.message``); None: nothing"""
+    probe: PyTree = None
+    """what it found when it was asked before the cohort was decided (``Probe``); None: no probe"""
 
     def take(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Examples at ``positions`` [b] of this client's rows: x [b, ...] float32, y [b] int32."""
@@ -94,6 +98,18 @@ class Trained(NamedTuple):
     the round's mask keeps"""
     personal: PyTree = None
     """what the client keeps to itself from now on; it is never sent"""
+    report: Report | None = None
+    """what it tells the server beside the update; None: nothing, in any round"""
+
+
+class Report(NamedTuple):
+    """Numbers that clients tell the server beside their updates; the server learns their mean."""
+
+    values: PyTree
+    """float arrays of the same shapes in every round"""
+    asked: jax.Array | bool = True
+    """[] bool, whether this round asks for it; the same for all clients, which are billed 32 bits a
+    number in the rounds in which it is True"""
 
 
 LocalUpdate = Callable[[Key, jax.Array, Params, Mask, Client], Trained]
@@ -105,7 +121,7 @@ where ``mask``, which all clients of the round share, is False; so is delta.
 
 
 class Personal(NamedTuple):
-    """What every client keeps to itself from round to round."""
+    """What every client's training keeps from round to round: a part of its model, or a memory."""
 
     clients: int
     """K"""
@@ -113,6 +129,55 @@ class Personal(NamedTuple):
     """a whole model -> (the global part, which is sent; one client's personal part)"""
     join: Callable[[Params, PyTree], Params]
     """(global part, personal part) -> the client's model"""
+    own_model: bool = True
+    """whether clients have models of their own to evaluate; False: what is kept is a memory, and
+    the model is the global one"""
+
+
+class Before(NamedTuple):
+    """What a stage of the server sees when a round begins."""
+
+    key: Key
+    """of this round and stage"""
+    round: jax.Array
+    """[] int32"""
+    params: Params
+    """the global model"""
+    mask: Mask
+    """in force until now; all True before the first round"""
+
+
+class Outcome(NamedTuple):
+    """What a round has brought, when its updates have arrived."""
+
+    key: Key
+    """of this round and stage"""
+    round: jax.Array
+    """[] int32"""
+    params: Params
+    """the global model: for ``Server.update`` before its step, for the others after it"""
+    mask: Mask
+    """that was in force; None: nothing is pruned"""
+    update: Params
+    """the received estimate of the mean update, zero if it was not finite or nobody was heard"""
+    heard: jax.Array
+    """[] bool, whether anybody's update arrived"""
+    cost: Cost
+    """of all directions"""
+    report: PyTree = None
+    """mean of ``Trained.report`` over the clients that counted, weighted like updates; zero in
+    rounds that ask for none. None: clients do not report"""
+    asked: jax.Array | None = None
+    """[] bool, whether clients reported in this round"""
+    held: PyTree = None
+    """of every weight the share of the clients that counted, weighted like updates, that hold it;
+    only for pruners that take ``proposals``"""
+    ids: jax.Array | None = None
+    """[S] the cohort; only for ``Participation.learn``, as are the next two"""
+    counted: jax.Array | None = None
+    """[S] bool, whose update counted"""
+    losses: jax.Array | None = None
+    """[S] mean training loss of each"""
 
 
 SCOPES = ("server", "client", "own")
@@ -127,14 +192,41 @@ SCOPES = ("server", "client", "own")
 
 
 class Pruner(NamedTuple):
-    """Decides the mask of each round from the global model."""
+    """Decides the mask of each round."""
 
     init: Callable[[Params], PyTree]
     """params -> state"""
-    update: Callable[[PyTree, Params, jax.Array], tuple[Mask, PyTree]]
-    """(state, params, round [] int32) -> (mask, state)"""
+    update: Callable[[PyTree, Before], tuple[Mask, PyTree]]
+    """(state, before) -> (mask, state), before the broadcast of each round"""
     scope: str = "server"
     """one of ``SCOPES``"""
+    revise: Callable[[PyTree, Outcome], tuple[Mask, PyTree]] | None = None
+    """(state, outcome) -> (mask, state), after the server's step: for pruners that learn from what
+    was received. In scope "server" the new mask is applied to the new model at once, so weights
+    outside the old mask stay only if the new one has them. None: the mask is decided before."""
+    proposals: bool = False
+    """whether clients may keep weights outside the mask that they received (``Trained.held``); the
+    effective mask is then every weight, and ``revise``, which must be given, decides what stays"""
+    numbers: Callable[[PyTree], dict[str, jax.Array]] | None = None
+    """state -> named numbers for the round's row"""
+
+
+class Count(NamedTuple):
+    """An integer that may be larger than 32 bits hold: 65536 high + low; see ``fedprune.bill``."""
+
+    high: jax.Array
+    """float32, whole numbers, or infinity"""
+    low: jax.Array
+    """int32, at least 0"""
+
+    def __int__(self) -> int:
+        return int(self.high) * 65536 + int(self.low)
+
+    def __float__(self) -> float:
+        return float(self.high) * 65536.0 + float(self.low)
+
+    def __format__(self, spec: str) -> str:
+        return format(float(self), spec) if spec else str(int(self))
 
 
 class Total(NamedTuple):
@@ -163,6 +255,8 @@ class Cohort(NamedTuple):
     """[S] int32, which edge server hears each client; None: one server hears all"""
     servers: int = 1
     """how many edge servers there are"""
+    memory: PyTree = None
+    """what the uplink keeps at the server"""
 
 
 class Air(NamedTuple):
@@ -180,6 +274,8 @@ class Air(NamedTuple):
     """[S] shares of its server's band that were allocated to the clients; None, likewise"""
     common: PyTree = ()
     """what ``encode`` needs that is the same for all clients, and so is made once a round"""
+    memory: PyTree = None
+    """what the uplink keeps at the server from now on; ``finish`` may change it again"""
 
 
 class Sender(NamedTuple):
@@ -194,6 +290,18 @@ class Sender(NamedTuple):
     """the effective mask, ``Cohort.mask``"""
     weight: jax.Array
     """[], how much it counts in the mean"""
+    memory: PyTree = None
+    """what the uplink keeps of this client"""
+
+
+class Sent(NamedTuple):
+    """What one client has sent."""
+
+    total: Total
+    """its contribution"""
+    memory: PyTree = None
+    """what the uplink keeps of this client from now on; not kept if the client's update is not
+    finite or its channel too weak to send"""
 
 
 class Arrival(NamedTuple):
@@ -208,13 +316,25 @@ class Arrival(NamedTuple):
     """the effective mask"""
 
 
-class Cost(NamedTuple):
-    """What one round's uplink used."""
+class Received(NamedTuple):
+    """What a server makes of what arrived."""
 
-    channel_uses: jax.Array
-    """[] float32, complex symbols; over the air all clients share them, else they add up"""
-    side_information: jax.Array
-    """[] int32, real scalars sent beside the symbols, both directions"""
+    update: Params
+    """the estimate of the mean delta"""
+    cost: Cost
+    memory: PyTree = None
+    """what the uplink keeps at the server; None: that of ``Air.memory``"""
+    numbers: dict[str, jax.Array] = {}  # noqa: RUF012
+    """named numbers for the round's row"""
+
+
+class Cost(NamedTuple):
+    """What one round's links used."""
+
+    channel_uses: Count
+    """complex symbols; over the air all clients share them, else they add up"""
+    side_information: Count
+    """real scalars sent beside the symbols, both directions"""
     noise_variance: jax.Array
     """[] float32, receiver noise variance per received weight of the mean update"""
     seconds: jax.Array
@@ -228,10 +348,33 @@ class Uplink(NamedTuple):
 
     prepare: Callable[[Cohort], Air]
     """the cohort -> its channels"""
-    encode: Callable[[Sender], Total]
+    encode: Callable[[Sender], Sent]
     """one client -> its contribution"""
-    finish: Callable[[Arrival], tuple[Params, Cost]]
-    """what arrived -> (estimate of the mean delta, cost)"""
+    finish: Callable[[Arrival], Received]
+    """what arrived -> estimate of the mean delta, and cost"""
+    init: Callable[[Params], PyTree] | None = None
+    """params -> what the uplink keeps at the server before the first round; None: nothing"""
+    remember: Callable[[Params], PyTree] | None = None
+    """params -> what it keeps of one client before the first round, such as the error that
+    compression left; None: nothing"""
+    survey: Callable[[Survey], tuple[jax.Array, PyTree]] | None = None
+    """-> (power gains [K] of all clients in the coming round, memory), for cohorts that are chosen
+    by channel; the channels of the cohort are then those that were surveyed"""
+    clients: int | None = None
+    """K, where it looks up anything of its own by a client's id; None: nothing, so any K will do"""
+
+
+class Survey(NamedTuple):
+    """What an uplink needs to know to tell everybody's channel."""
+
+    key: Key
+    """root key of the run"""
+    round: jax.Array
+    """[] int32"""
+    clients: int
+    """K"""
+    memory: PyTree = None
+    """what the uplink keeps at the server"""
 
 
 class Downlink(NamedTuple):
@@ -250,12 +393,44 @@ the network at which the step takes its loss: what a receiver would have."""
 
 
 class Server(NamedTuple):
-    """Applies the received mean update to the global model."""
+    """Applies what was received to the global model."""
 
     init: Callable[[Params], PyTree]
     """params -> state"""
-    update: Callable[[PyTree, Params, Params], tuple[Params, PyTree]]
-    """(state, params, received update) -> (params, state)"""
+    update: Callable[[PyTree, Outcome], tuple[Params, PyTree]]
+    """(state, outcome) -> (params, state); not called for a round in which nobody was heard"""
+    message: Callable[[PyTree], PyTree] | None = None
+    """state -> what all clients get beside the model (``Client.message``), billed 32 bits a number
+    once a round; None: nothing"""
+    numbers: Callable[[PyTree], dict[str, jax.Array]] | None = None
+    """state -> named numbers for the round's row"""
+
+
+class Candidates(NamedTuple):
+    """What a selection sees of all K clients before it chooses."""
+
+    key: Key
+    """of this round"""
+    round: jax.Array
+    """[] int32"""
+    sizes: jax.Array
+    """[K] int32, D_k"""
+    gains: jax.Array | None = None
+    """[K] power gains |h_k|^2 in this round; only for selections that ask for them"""
+    state: PyTree = None
+    """the selection's own"""
+
+
+class Probe(NamedTuple):
+    """A phase before the cohort is decided: more clients are asked, some of them go on."""
+
+    size: int
+    """how many clients ``Participation.select`` chooses, and are asked"""
+    ask: Callable[[Key, jax.Array, Params, Mask, Client], PyTree]
+    """(key, round, params, mask, client) -> its answer, arrays that are billed 32 bits a number;
+    the client finds it again as ``Client.probe`` if it goes on"""
+    decide: Callable[[Candidates, jax.Array, PyTree], jax.Array]
+    """(candidates, ids [size], answers [size, ...]) -> [S] positions in ids that go on"""
 
 
 class Participation(NamedTuple):
@@ -263,5 +438,16 @@ class Participation(NamedTuple):
 
     size: int
     """S, the cohort's size"""
-    select: Callable[[Key], jax.Array]
-    """key -> [S] int32 client ids, without repetition"""
+    select: Callable[[Candidates], jax.Array]
+    """-> [S] int32 client ids in 0..clients-1 (``Probe.size`` with a probe), without repetition"""
+    clients: int
+    """K, of whom it picks"""
+    init: Callable[[], PyTree] | None = None
+    """-> state before the first round; None: none"""
+    learn: Callable[[PyTree, Outcome], PyTree] | None = None
+    """(state, outcome) -> state: what came of those that were chosen"""
+    gains: bool = False
+    """whether ``Candidates.gains`` is wanted, of an uplink that can tell (``Uplink.survey``)"""
+    probe: Probe | None = None
+    numbers: Callable[[PyTree], dict[str, jax.Array]] | None = None
+    """state -> named numbers for the round's row"""

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 
 import fedprune as fp
-from fedprune.types import Clients
+from fedprune.link import free
+from fedprune.types import Before, Candidates, Clients, Outcome
 
 
 def federation(clients: int, seed: int = 0, shape=(8, 8, 1), low=4, high=30) -> Clients:
@@ -61,3 +62,19 @@ def distance(a, b) -> float:
     """Euclidean norm of a - b over that of b."""
     square = sum(((x - y) ** 2).sum() for x, y in zip(leaves(a), leaves(b), strict=True))
     return float(np.sqrt(square / sum((y**2).sum() for y in leaves(b))))
+
+
+def before(params, t=0, mask=None):
+    """What a pruner sees at the beginning of round t."""
+    return Before(jax.random.key(0), jnp.int32(t), params, mask)
+
+
+def outcome(params, update, t=0, **more):
+    """What a server sees at the end of round t."""
+    heard = jnp.bool_(True)
+    return Outcome(jax.random.key(0), jnp.int32(t), params, None, update, heard, free(), **more)
+
+
+def candidates(key, clients):
+    """What a selection sees of clients with as many examples each."""
+    return Candidates(key, jnp.int32(0), jnp.ones(clients, jnp.int32))

@@ -9,9 +9,9 @@ from problems import distance, federation, leaves, mlp, same
 from scipy import special
 
 import fedprune as fp
-from fedprune import build, channel, coding, link, local, rng
+from fedprune import bill, build, channel, coding, link, local, rng
 from fedprune import config as cfg
-from fedprune.types import Arrival, Cohort, Cost, Downlink, Model, Sender
+from fedprune.types import Arrival, Cohort, Downlink, Model, Sender
 
 SNR = 6.0
 SIGMA = np.sqrt(10 ** (-SNR / 10) / 2)
@@ -65,12 +65,12 @@ def test_delivery_and_injection_have_the_noise_of_the_channel(packing):
             np.testing.assert_array_equal(found[name]["bias"][7], params[name]["bias"])
     cost = down.bill(params, mask)
     reals = 3 * 30 * 4 + 4 * 5
-    assert cost.channel_uses == (reals / 2 if packing == "complex" else reals)
+    assert int(cost.channel_uses) == (reals / 2 if packing == "complex" else reals)
     # Biases, two reals a layer, and the bits of the masks of those layers that are pruned.
     pruned = sum(mask[k]["kernel"].size for k in "ab" if not mask[k]["kernel"].all())
-    assert cost.side_information == 4 + 5 + 2 * 2 + -(-pruned // 32)
+    assert int(cost.side_information) == 4 + 5 + 2 * 2 + -(-pruned // 32)
     known = down.bill(params, mask, True)
-    assert known.side_information == 4 + 5 + 2 * 2
+    assert int(known.side_information) == 4 + 5 + 2 * 2
 
 
 def test_gradients_pass_the_noise_unchanged():
@@ -144,8 +144,7 @@ def test_a_noisy_downlink_is_a_noisy_step():
     """One client, one step: training at what it received, added to what the server sent."""
     clients, model = federation(1), mlp()
     shift = lambda p: jax.tree.map(lambda v: v + 0.1, p)
-    free = Cost(*(jnp.float32(0), jnp.int32(0)), *[jnp.float32(0)] * 3)
-    seven = free._replace(channel_uses=jnp.float32(7), noise_variance=jnp.float32(9))
+    seven = link.free()._replace(channel_uses=bill.count(7), noise_variance=jnp.float32(9))
     common = {
         "uplink": link.ideal(),
         "server": fp.server.average(),
@@ -202,7 +201,7 @@ def test_every_client_hears_noise_of_its_own_and_one_broadcast_is_billed():
     still = fp.round.build(
         local=lambda key, t, params, mask, client: fp.types.Trained(params, jnp.float32(0)),
         uplink=link.ideal(),
-        server=fp.types.Server(lambda p: (), lambda s, p, u: (u, s)),
+        server=fp.types.Server(lambda p: (), lambda s, outcome: (outcome.update, s)),
         participation=fp.server.full(5),
         layout=fp.mesh.make(clients=1),
         weighting="plain",
@@ -254,13 +253,14 @@ def test_repetition_over_the_air(repeats):
     gains = jax.tree.map(lambda leaf: leaf[0], air.state)
     found = []
     for u in (uplink, once):
-        total = u.encode(Sender(gains, air.common, trained, None, jnp.float32(1)))
-        found.append(u.finish(Arrival(jax.random.key(1), air, total, None)))
+        total = u.encode(Sender(gains, air.common, trained, None, jnp.float32(1))).total
+        received = u.finish(Arrival(jax.random.key(1), air, total, None))
+        found.append((received.update, received.cost))
     (update, cost), (_, plain) = found
     noise = np.asarray(update["w"] - delta["w"])
     assert cost.noise_variance * repeats == pytest.approx(float(plain.noise_variance), rel=1e-5)
     assert (noise**2).mean() == pytest.approx(float(cost.noise_variance), rel=0.15)
-    assert cost.channel_uses == 2001 * repeats
+    assert int(cost.channel_uses) == 2001 * repeats
     assert cost.energy == pytest.approx(repeats * float(plain.energy), rel=1e-5)
 
 
@@ -273,7 +273,7 @@ def test_entropy_coded_uplink_is_billed_near_a_real_stream(bits):
     up = link.orthogonal(0.0, 1.0, bits, bitstream="entropy")
     air = up.prepare(Cohort(jax.random.key(0), jnp.int32(0), jnp.arange(1)))
     state = jax.tree.map(lambda leaf: leaf[0], air.state)
-    total = up.encode(Sender(state, air.common, trained, None, jnp.float32(1)))
+    total = up.encode(Sender(state, air.common, trained, None, jnp.float32(1))).total
     values = np.asarray(total.sum[0]["w"])
     step = np.abs(np.asarray(delta["w"])).max() / (2 ** (bits - 1) - 1)
     levels = np.rint(values / step).astype(np.int32).reshape(-1)
@@ -454,4 +454,8 @@ def test_the_configuration_reaches_both_directions():
     assert kept == [64 * 7, 7 * 10]
     down, up = np.ceil(3 * sum(kept) / 2), 3 * np.ceil(4 * sum(kept) / 2)
     np.testing.assert_array_equal(info.cost.channel_uses, down + up)
-    np.testing.assert_array_equal(info.cost.side_information, 4 * (7 + 10 + 2 * 2))
+    # Of all four transmissions biases and two reals a layer; of the broadcast the bits of the mask,
+    # which the server knows of the clients' updates.
+    mask_bits = 64 * 16 + 16 * 10
+    expected = 4 * (7 + 10 + 2 * 2) + mask_bits // 32
+    np.testing.assert_array_equal(info.cost.side_information, expected)

@@ -73,7 +73,7 @@ def test_rounding_is_unbiased_and_on_a_grid(bits):
     def received(t):
         air = uplink.prepare(Cohort(jax.random.key(SEED), t, jnp.arange(1)))
         state = jax.tree.map(lambda v: v[0], air.state)
-        total = uplink.encode(Sender(state, (), sent, None, jnp.float32(1)))
+        total = uplink.encode(Sender(state, (), sent, None, jnp.float32(1))).total
         return jnp.concatenate([v.ravel() for v in jax.tree.leaves(total.sum[0])])
 
     draws = np.stack([received(jnp.int32(t)) for t in range(100)])
@@ -106,6 +106,6 @@ def test_lost_updates_are_billed_and_change_nothing():
     np.testing.assert_array_equal(air.active, gain >= 0.5)
     _, cost = send(silent, updates, weights, mask, SEED)
     rates = np.log2(1 + np.asarray(gain, np.float64))[np.asarray(gain) >= 0.5]
-    np.testing.assert_allclose(cost.channel_uses, (D * 32 / rates).sum(), rtol=1e-4)
+    np.testing.assert_allclose(int(cost.channel_uses), (D * 32 / rates).sum(), rtol=1e-4)
     with pytest.raises(ValueError, match="value_bits=1 is not between 2 and 32"):
         link.orthogonal(0.0, value_bits=1)

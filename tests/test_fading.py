@@ -186,7 +186,8 @@ def test_power_budget_on_many_draws():
 
         def encode(gain, update):
             one = jnp.float32(1)
-            return uplink.encode(Sender(gain, air.common, trained({"w": update}), None, one))
+            sender = Sender(gain, air.common, trained({"w": update}), None, one)
+            return uplink.encode(sender).total
 
         parts = jax.vmap(encode)(air.state, updates)
         peak = parts.max.max()

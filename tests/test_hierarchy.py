@@ -14,9 +14,9 @@ import fedprune as fp
 from experiments import hfl_adaptive, hfl_pruning
 from fedprune import build as build_stages
 from fedprune import config as cfg
-from fedprune import hierarchy, link, local, prune, resources, rng
+from fedprune import link, local, prune, resources, rng
 from fedprune.link.ofdma import SCHEMES
-from fedprune.round import Edges
+from fedprune.round import Edges, hierarchical
 from fedprune.types import Cohort
 
 MODEL = mlp()
@@ -41,7 +41,7 @@ def build(layout, tiers, edge_rounds, clients, **changed):
         "weighting": "plain",
         **changed,
     }
-    return hierarchy.build(**stages, edges=tiers, edge_rounds=edge_rounds, layout=layout)
+    return hierarchical.build(**stages, edges=tiers, edge_rounds=edge_rounds, layout=layout)
 
 
 @pytest.mark.parametrize("weighting", ["plain", "examples"])

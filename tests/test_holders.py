@@ -25,14 +25,14 @@ def send(uplink, updates, weights, masks, seed=SEED):
 
     def encode(state, update, mask, weight):
         sent = trained(as_tree(jnp.where(mask, update, 0)), as_tree(mask))
-        return uplink.encode(Sender(state, air.common, sent, None, weight))
+        return uplink.encode(Sender(state, air.common, sent, None, weight)).total
 
     parts = jax.vmap(encode)(air.state, *map(jnp.asarray, (updates, masks, weights)))
     total = Total(
         jax.tree.map(lambda v: v.sum(0), parts.sum), jax.tree.map(lambda v: v.max(0), parts.max)
     )
-    update, cost = uplink.finish(Arrival(key, air, total, None))
-    return as_vector(update), cost
+    received = uplink.finish(Arrival(key, air, total, None))
+    return as_vector(received.update), received.cost
 
 
 def cohort(clients=6, keep=0.3):

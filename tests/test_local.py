@@ -123,15 +123,13 @@ def test_parts_of_the_last_batch_of_an_epoch():
 
 def test_sizes_of_parts():
     """28 x 28 images and filters (32, 64): far more activations than weights; an MLP: far fewer."""
-    size = lambda model, batch: fp.local.microbatch_size(
+    size = lambda model: fp.local.microbatch_size(
         model,
         jax.eval_shape(model.init, KEY),
         jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32),
-        batch,
     )
-    conv = size(fp.models.cnn(filters=(32, 64), kernel=5, hidden=(128,)), 128)
-    assert size(fp.models.mlp(), 32) >= 32
-    assert 4 <= conv <= 32 if jax.default_backend() == "cpu" else conv == 128
+    assert size(fp.models.mlp()) >= 32
+    assert 4 <= size(fp.models.cnn(filters=(32, 64), kernel=5, hidden=(128,))) <= 32
 
 
 def test_running_statistics_do_not_count_in_proximal_term_and_clipping():

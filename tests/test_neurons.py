@@ -115,9 +115,9 @@ def test_clients_with_ratios_of_their_own_are_averaged_over_holders():
     uplink = link.holders(link.ideal(), link.ideal(), 1e-9)
     air = uplink.prepare(Cohort(jax.random.key(3), jnp.int32(0), jnp.arange(4)))
     sent = lambda state, one: uplink.encode(Sender(state, air.common, one, None, jnp.float32(1)))
-    parts = jax.vmap(sent)(air.state, trained)
+    parts = jax.vmap(sent)(air.state, trained).total
     total = Total(*(jax.tree.map(lambda v: v.sum(0), part) for part in parts))  # no maximum
-    update, _ = uplink.finish(Arrival(jax.random.key(4), air, total, None))
+    update = uplink.finish(Arrival(jax.random.key(4), air, total, None)).update
     for name, (n, m) in {"Dense_0": (64, 16), "Dense_1": (16, 10)}.items():
         held = np.asarray(trained.held[name]["kernel"])
         delta = np.asarray(trained.delta[name]["kernel"], np.float64)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import distance, federation, leaves, mlp, same
+from problems import candidates, distance, federation, leaves, mlp, same
 from test_devices import moved_by
 
 import fedprune as fp
@@ -260,7 +260,8 @@ def test_only_the_cohort_changes_and_no_bad_client(layout):
     cohort = 6
     algorithm = build(fedalt(MODEL), local.parts(first, K), layout, cohort)
     state, info, _ = simulate(algorithm, clients=clients, rounds=1)
-    drawn = set(np.asarray(fp.server.uniform(K, cohort).select(rng.stream(KEY, "cohort", 0))))
+    seen = candidates(rng.stream(KEY, "cohort", 0), K)
+    drawn = set(np.asarray(fp.server.uniform(K, cohort).select(seen)))
     initial = np.asarray(INITIAL["Dense_0"]["kernel"])
     kernel = np.asarray(state.personal["Dense_0"]["kernel"])
     changed = {k for k in range(K) if (kernel[k] != initial).any()}
@@ -283,9 +284,9 @@ def test_personal_parts_are_not_sent(predicate):
     seen = []
 
     def encode(sender):
-        total = air.encode(sender)
-        seen.append((sender.trained, total.sum.signal))
-        return total
+        sent = air.encode(sender)
+        seen.append((sender.trained, sent.total.sum.signal))
+        return sent
 
     algorithm = build(
         fedalt(MODEL), local.parts(predicate, K), strict(), uplink=air._replace(encode=encode)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from problems import before
 
 from fedprune import prune
 
@@ -146,18 +147,18 @@ def test_server_masks_round_by_round(name, distribution):
     plan = (0.9, 2, 2, 5)
     pruner = prune.scheduled(SCHEDULES[name](*plan), distribution=distribution)
     assert pruner.scope == "server"
-    update = jax.jit(pruner.update)
+    update = jax.jit(lambda state, params, t: pruner.update(state, before(params, t)))
     want = ones()
     state = pruner.init(nested(random_params(0)))
     same(state.mask, want)
     for t in range(ROUNDS):
         params = random_params(t, want)
-        before = want
+        last = want
         want = simulate(want, params, sparsity(name, plan, t), GROUPS[distribution])
         mask, state = update(state, nested(params), jnp.int32(t))
         same(mask, want)
         same(state.mask, want)
-        assert all((before[path] | ~want[path]).all() for path in want)  # nested
+        assert all((last[path] | ~want[path]).all() for path in want)  # nested
         sizes = [sum(want[path].sum() for path in group) for group in GROUPS[distribution]]
         np.testing.assert_array_equal(state.kept, sizes)
     assert sizes == [keep(d, 0.9) for d in ([140] if distribution == "global" else [72, 68])]
@@ -168,7 +169,7 @@ def test_client_masks_follow_the_given_params_only(distribution):
     plan = (0.8, 1, 1, 3)
     pruner = prune.scheduled(prune.linear(*plan), distribution=distribution, scope="client")
     assert pruner.scope == "client"
-    update = jax.jit(pruner.update)
+    update = jax.jit(lambda state, params, t: pruner.update(state, before(params, t)))
     state = pruner.init(nested(random_params(0)))
     masks = []
     for t in range(6):
@@ -191,7 +192,7 @@ def test_global_ranks_layers_together_and_layer_each_by_itself():
     counts = {}
     for distribution in GROUPS:
         pruner = prune.scheduled(prune.constant(0.5), distribution=distribution)
-        mask = flat(jax.jit(pruner.update)(pruner.init(tree), tree, jnp.int32(0))[0])
+        mask = flat(jax.jit(pruner.update)(pruner.init(tree), before(tree, 0))[0])
         counts[distribution] = [int(mask[path].sum()) for path in KERNELS]
     assert counts == {"global": [2, 68], "layer": [36, 34]}
 
@@ -200,7 +201,7 @@ def test_global_ranks_layers_together_and_layer_each_by_itself():
 def test_ties_are_cut_by_index(distribution):
     tree = nested({path: np.full(shape, -2.0, np.float32) for path, shape in SHAPES.items()})
     pruner = prune.scheduled(prune.constant(0.6), distribution=distribution)
-    mask = flat(jax.jit(pruner.update)(pruner.init(tree), tree, jnp.int32(0))[0])
+    mask = flat(jax.jit(pruner.update)(pruner.init(tree), before(tree, 0))[0])
     first = lambda shape, n: (np.arange(np.prod(shape)) < n).reshape(shape)
     kept = (56, 0) if distribution == "global" else (29, 27)
     for path, n in zip(KERNELS, kept, strict=True):
@@ -214,7 +215,7 @@ def test_extreme_ratios_and_biases(ratio, scope):
     params = random_params(5)
     pruner = prune.scheduled(prune.iterative(ratio, 0, 1, 2), scope=scope)
     state = pruner.init(nested(params))
-    update = jax.jit(pruner.update)
+    update = jax.jit(lambda state, params, t: pruner.update(state, before(params, t)))
     for t in range(3):
         mask, state = update(state, nested(params), jnp.int32(t))
         gone = ratio == 1.0
@@ -230,7 +231,7 @@ def test_prunable_sees_paths_and_leaves():
         return path == "dense/bias"
 
     pruner = prune.scheduled(prune.constant(0.4), prunable=only_dense_bias)
-    mask, _ = jax.jit(pruner.update)(pruner.init(nested(params)), nested(params), jnp.int32(0))
+    mask, _ = jax.jit(pruner.update)(pruner.init(nested(params)), before(nested(params), 0))
     assert seen == SHAPES
     same(mask, simulate(ones(), params, 0.4, [("dense/bias",)]))
 
@@ -239,7 +240,7 @@ def test_another_score():
     params = random_params(7, decimals=6)
     inverse = lambda params: jax.tree.map(lambda v: 1 / jnp.abs(v), params)
     pruner = prune.scheduled(prune.constant(0.5), inverse, "layer")
-    mask, _ = jax.jit(pruner.update)(pruner.init(nested(params)), nested(params), jnp.int32(0))
+    mask, _ = jax.jit(pruner.update)(pruner.init(nested(params)), before(nested(params), 0))
     kernel = np.abs(params["conv/kernel"])
     got = flat(mask)["conv/kernel"]
     np.testing.assert_array_equal(got, kernel < np.sort(kernel, None)[36])
@@ -264,7 +265,7 @@ def test_arms_with_different_schedules_share_a_program():
         def one(state, now):
             t, params = now
             params = jax.tree.map(lambda m, v: jnp.where(m, v, 0), state.mask, params)
-            mask, state = pruner.update(state, params, t)
+            mask, state = pruner.update(state, before(params, t))
             return state, (mask, state.kept)
 
         state = pruner.init(jax.tree.map(lambda v: v[0], stacked))
@@ -285,7 +286,7 @@ def test_arms_with_different_schedules_share_a_program():
 def count_kept(schedule, d: int, t: int) -> int:
     tree = {"kernel": jnp.arange(1.0, d + 1.0).reshape(1, d)}
     pruner = prune.scheduled(schedule)
-    mask, state = jax.jit(pruner.update)(pruner.init(tree), tree, jnp.int32(t))
+    mask, state = jax.jit(pruner.update)(pruner.init(tree), before(tree, t))
     kept = int(mask["kernel"].sum())
     assert state.kept.tolist() == [kept]
     return kept

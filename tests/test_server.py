@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import federation
+from problems import federation, outcome
 
 import fedprune as fp
 from fedprune import build
@@ -119,7 +119,7 @@ def test_servers_of_the_configuration():
         state = server.init(w)
         for _ in range(ROUNDS):
             pulls = jnp.asarray(share @ target(sizes), jnp.float32)
-            w, state = server.update(state, w, 0.5 * (pulls - w))
+            w, state = server.update(state, outcome(w, 0.5 * (pulls - w)))
         return w
 
     with jax.numpy_dtype_promotion("standard"):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import leaves
+from problems import before, leaves
 
 import fedprune as fp
 from fedprune import prune, tree
@@ -45,7 +45,7 @@ def pruned(name, ratio, distribution="global", seed=0):
     model, structure, _, _ = CASES[name]
     params = randomized(model, seed)
     pruner = prune.structured(prune.constant(ratio), structure, distribution)
-    mask, _ = jax.jit(pruner.update)(pruner.init(params), params, jnp.int32(0))
+    mask, _ = jax.jit(pruner.update)(pruner.init(params), before(params))
     return params, mask
 
 
@@ -121,7 +121,7 @@ def test_masks_are_nested_over_rounds():
     params = randomized(CNN)
     pruner = lambda ratio: prune.structured(prune.iterative(ratio, 0, 1, 4), prune.chain)
     state = pruner(0.8).init(params)
-    update = jax.jit(lambda r, s, p, t: pruner(r).update(s, p, t))
+    update = jax.jit(lambda r, s, p, t: pruner(r).update(s, before(p, t)))
     counts = []
     for t in range(6):
         mask, after = update(0.8, state, params, jnp.int32(t))

@@ -48,7 +48,7 @@ def send(uplink, updates, weights, mask, seed=SEED):
                 mask_tree,
                 jnp.float32(weight),
             )
-        )
+        ).total
         for k, (update, weight) in enumerate(zip(updates, weights, strict=True))
         if air.active[k]
     ]
@@ -58,8 +58,8 @@ def send(uplink, updates, weights, mask, seed=SEED):
             jax.tree.map(jnp.add, total.sum, part.sum),
             jax.tree.map(jnp.maximum, total.max, part.max),
         )
-    update, cost = uplink.finish(Arrival(key, air, total, mask_tree))
-    return as_vector(update), cost
+    received = uplink.finish(Arrival(key, air, total, mask_tree))
+    return as_vector(received.update), received.cost
 
 
 def expected(normalisation, packing, snr_db, updates, weights, mask):
@@ -158,8 +158,8 @@ def test_silent_clients_do_no_harm(normalisation):
     air = uplink.prepare(Cohort(key, jnp.int32(0), jnp.arange(1)))
     gain = jax.tree.map(lambda v: v[0], air.state)
     sender = Sender(gain, air.common, trained(as_tree(jnp.zeros(D))), None, jnp.float32(1))
-    update, _ = uplink.finish(Arrival(key, air, identity(uplink.encode(sender)), None))
-    assert not as_vector(update).any()
+    nobody = identity(uplink.encode(sender).total)
+    assert not as_vector(uplink.finish(Arrival(key, air, nobody, None)).update).any()
 
 
 def test_names_are_checked():

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedprune import bill as bills
 from fedprune import channel, coding, rng, tree
 from fedprune.types import (
     Air,
@@ -27,8 +28,10 @@ from fedprune.types import (
     Mask,
     Params,
     PyTree,
+    Received,
     Reception,
     Sender,
+    Sent,
     Total,
     Uplink,
 )
@@ -114,13 +117,13 @@ def analog(
     def bill(params: Params, mask: Mask, knows_mask: bool = False) -> Cost:
         layers = _layers(params, mask, coded.repeats, budget)
         reals = jnp.sum(layers.sizes.astype(jnp.int32) * layers.repeats)
-        uses = jnp.float32(channel.channel_uses(reals, packing))
+        uses = bills.count(channel.channel_uses(reals, packing))
         rest = tree.count(mask, params) - jnp.sum(layers.sizes.astype(jnp.int32))
         side = rest + 2 * len(layers.weights)
         if not knows_mask:
             side += _mask_reals(mask)
-        seconds = uses / bandwidth
-        return Cost(uses, side, jnp.float32(0.0), seconds, power * seconds)
+        seconds = bills.approximate(uses) / bandwidth
+        return Cost(uses, bills.count(side), jnp.float32(0.0), seconds, power * seconds)
 
     return Downlink(send, bill)
 
@@ -191,16 +194,16 @@ def one_by_one(link: Downlink) -> Uplink:
         keys = jax.vmap(lambda k: rng.stream(cohort.key, "uplink", cohort.round, k))(cohort.ids)
         return Air(everybody, everybody, keys)
 
-    def encode(sender: Sender) -> Total:
+    def encode(sender: Sender) -> Sent:
         trained, weight = sender.trained, sender.weight
         held = sender.mask if trained.held is None else trained.held
         received = link.send(sender.state, trained.delta, held)
         cost = link.bill(trained.delta, held, trained.held is None)
-        return Total((tree.scale(weight, received), weight, cost), ())
+        return Sent(Total((tree.scale(weight, received), weight, cost), ()))
 
-    def finish(arrival: Arrival) -> tuple[Params, Cost]:
+    def finish(arrival: Arrival) -> Received:
         signal, weight, cost = arrival.total.sum
-        return tree.mean(signal, weight), cost
+        return Received(tree.mean(signal, weight), bills.settled(cost))
 
     return Uplink(prepare, encode, finish)
 

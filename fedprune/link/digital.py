@@ -7,8 +7,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedprune import channel, rng, tree
-from fedprune.types import Air, Arrival, Cohort, Cost, Key, Mask, Params, Sender, Total, Uplink
+from fedprune import bill, channel, rng, tree
+from fedprune.types import (
+    Air,
+    Arrival,
+    Cohort,
+    Cost,
+    Key,
+    Mask,
+    Params,
+    Received,
+    Sender,
+    Sent,
+    Survey,
+    Total,
+    Uplink,
+)
 
 BITSTREAMS = ("fixed", "entropy")
 
@@ -45,7 +59,8 @@ def orthogonal(
     Clients with |h_k|^2 < threshold do not send at all. At capacity a threshold of zero lets single
     deep fades take most of the time: E[1 / C_k] is infinite under Rayleigh fading.
 
-    An update takes B = d value_bits bits (+ 32 for the scale if value_bits < 32) and B / rate uses.
+    An update takes B = d value_bits bits (+ 32 for the scale if value_bits < 32) and B / rate uses,
+    rounded up; the uses of all clients are added up exactly.
     Only the d kept weights are sent: the server knows the round's mask, and a client with a mask of
     its own sends that as well, one bit a weight. Where such clients keep different numbers of
     weights, all are billed at the largest. With 32 bits values arrive exactly. With fewer they are
@@ -89,7 +104,11 @@ def orthogonal(
     def bits_of(kept: jax.Array) -> jax.Array:
         return kept.astype(jnp.float32) * value_bits + (32.0 if value_bits < 32 else 0.0)
 
-    def encode(sender: Sender) -> Total:
+    def survey(asked: Survey) -> tuple[jax.Array, None]:
+        channels = draw(asked.key, asked.round, jnp.arange(asked.clients))
+        return jnp.square(jnp.abs(channel.separate(channels).true)), None
+
+    def encode(sender: Sender) -> Sent:
         link: _Link = sender.state
         trained, delta = sender.trained, sender.trained.delta
         held = sender.mask if trained.held is None else trained.held
@@ -100,19 +119,20 @@ def orthogonal(
             bits = _entropy(delta, held, value_bits) + 4.0 * 2**value_bits + 32.0
         if trained.held is not None:
             bits += tree.count(None, delta).astype(jnp.float32)
-        return Total((tree.scale(sender.weight, delta), sender.weight), bits)
+        return Sent(Total((tree.scale(sender.weight, delta), sender.weight), bits))
 
-    def finish(arrival: Arrival) -> tuple[Params, Cost]:
+    def finish(arrival: Arrival) -> Received:
         air, (signal, weight) = arrival.air, arrival.total.sum
         # If everybody's update is lost there is no largest; then the round's mask decides.
         whole = bits_of(tree.count(arrival.mask, signal))
         bits = jnp.where(weight > 0, arrival.total.max, whole)
-        uses = jnp.sum(jnp.where(air.sends, jnp.ceil(bits / air.state.rate), 0.0))
-        seconds = uses / bandwidth
-        cost = Cost(uses, jnp.int32(0), jnp.float32(0.0), seconds, power * seconds)
-        return tree.mean(signal, weight), cost
+        each = jnp.where(air.sends, jnp.ceil(bits / air.state.rate), 0.0)
+        uses = bill.total(bill.count(each))
+        seconds = bill.approximate(uses) / bandwidth
+        cost = Cost(uses, bill.count(0), jnp.float32(0.0), seconds, power * seconds)
+        return Received(tree.mean(signal, weight), cost)
 
-    return Uplink(prepare, encode, finish)
+    return Uplink(prepare, encode, finish, survey=survey)
 
 
 def _entropy(values: Params, mask: Mask, bits: int) -> jax.Array:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from fedprune import rng, tree
-from fedprune.types import Air, Arrival, Cohort, Cost, Params, Sender, Total, Uplink
+from fedprune import bill, rng, tree
+from fedprune.types import (
+    Air,
+    Arrival,
+    Cohort,
+    Params,
+    Received,
+    Sender,
+    Sent,
+    Survey,
+    Total,
+    Uplink,
+)
 
 
 def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
@@ -52,36 +66,60 @@ def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
     Source: P2 (12); counting over the air is our extension of P0's superposition.
     """
 
-    def prepare(cohort: Cohort) -> Air:
-        first, second = values.prepare(cohort), masks.prepare(cohort)
-        sends, active = first.sends | second.sends, first.active & second.active
-        state, common = (first.state, second.state), (first.common, second.common)
-        return first._replace(sends=sends, active=active, state=state, common=common)
+    links = (values, masks)
+    names = ("values", "masks")
 
-    def encode(sender: Sender) -> Total:
-        trained = sender.trained
+    def parted(of: Any) -> list[Any]:
+        """The parts of what both links have one of; None where neither has."""
+        return [None, None] if of is None else list(of)
+
+    def joined(parts: list[Any]) -> Any:
+        return None if all(part is None for part in parts) else tuple(parts)
+
+    def prepare(cohort: Cohort) -> Air:
+        memory = parted(cohort.memory)
+        first, second = (
+            uplink.prepare(cohort._replace(memory=kept))
+            for uplink, kept in zip(links, memory, strict=True)
+        )
+        return first._replace(
+            sends=first.sends | second.sends,
+            active=first.active & second.active,
+            state=(first.state, second.state),
+            common=(first.common, second.common),
+            memory=joined([first.memory, second.memory]),
+        )
+
+    def encode(sender: Sender) -> Sent:
+        trained, memory = sender.trained, parted(sender.memory)
         ones = jax.tree.map(jnp.ones_like, trained.delta)
         held = tree.apply_mask(sender.mask, tree.apply_mask(trained.held, ones))
 
-        def part(i: int, uplink: Uplink, delta: Params) -> Total:
-            mine = {"state": sender.state[i], "common": sender.common[i]}
-            return uplink.encode(sender._replace(trained=trained._replace(delta=delta), **mine))
+        def part(i: int, delta: Params) -> Sent:
+            mine = {"state": sender.state[i], "common": sender.common[i], "memory": memory[i]}
+            return links[i].encode(sender._replace(trained=trained._replace(delta=delta), **mine))
 
-        first, second = part(0, values, trained.delta), part(1, masks, held)
-        return Total((first.sum, second.sum), (first.max, second.max))
+        first, second = part(0, trained.delta), part(1, held)
+        total = Total((first.total.sum, second.total.sum), (first.total.max, second.total.max))
+        return Sent(total, joined([first.memory, second.memory]))
 
-    def finish(arrival: Arrival) -> tuple[Params, Cost]:
+    def finish(arrival: Arrival) -> Received:
         air, total = arrival.air, arrival.total
 
-        def part(i: int, uplink: Uplink) -> tuple[Params, Cost]:
+        def part(i: int) -> Received:
             mine = Total(total.sum[i], total.max[i])
-            here = air._replace(state=air.state[i], common=air.common[i])
+            here = air._replace(
+                state=air.state[i], common=air.common[i], memory=parted(air.memory)[i]
+            )
             key = rng.stream(arrival.key, "holders", i)
-            return uplink.finish(arrival._replace(key=key, air=here, total=mine))
+            return links[i].finish(arrival._replace(key=key, air=here, total=mine))
 
-        (mean, cost), (share, counting) = part(0, values), part(1, masks)
+        carried, counted = part(0), part(1)
+        cost, counting, share = carried.cost, counted.cost, counted.update
         passes = jax.tree.map(lambda c: c >= least, share)
-        update = jax.tree.map(lambda p, y, c: jnp.where(p, y / c, 0.0), passes, mean, share)
+        update = jax.tree.map(
+            lambda p, y, c: jnp.where(p, y / c, 0.0), passes, carried.update, share
+        )
 
         def squared(p: jax.Array, u: jax.Array, c: jax.Array) -> jax.Array:
             noise = cost.noise_variance + jnp.square(u) * counting.noise_variance
@@ -89,7 +127,35 @@ def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
 
         noise = tree.total(jax.tree.map(squared, passes, update, share))
         number = jnp.maximum(tree.count(passes, update), 1).astype(jnp.float32)
-        both = jax.tree.map(jnp.add, cost, counting)
-        return update, both._replace(noise_variance=noise / number)
+        both = bill.both(cost, counting)._replace(noise_variance=noise / number)
+        numbers = {
+            f"{name}_{key}": value
+            for name, received in zip(names, (carried, counted), strict=True)
+            for key, value in received.numbers.items()
+        }
+        memory = [
+            kept if received.memory is None else received.memory
+            for kept, received in zip(parted(air.memory), (carried, counted), strict=True)
+        ]
+        return Received(update, both, joined(memory), numbers)
 
-    return Uplink(prepare, encode, finish)
+    def of_both(name: str) -> Callable[[Params], Any] | None:
+        made = [getattr(uplink, name) for uplink in links]
+        if made == [None, None]:
+            return None
+        return lambda params: tuple(None if of is None else of(params) for of in made)
+
+    def survey(asked: Survey) -> tuple[jax.Array, Any]:
+        assert values.survey is not None
+        memory = parted(asked.memory)
+        gains, memory[0] = values.survey(asked._replace(memory=memory[0]))
+        return gains, joined(memory)
+
+    return Uplink(
+        prepare,
+        encode,
+        finish,
+        of_both("init"),
+        of_both("remember"),
+        None if values.survey is None else survey,
+    )

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedprune import allocation, resources
+from fedprune import allocation, bill, resources
 from fedprune.allocation import Allocation, Problem
 from fedprune.link.uplink import ideal
-from fedprune.types import Air, Arrival, Cohort, Cost, Key, Params, Uplink
+from fedprune.types import Air, Arrival, Cohort, Cost, Key, Received, Uplink
 
 SCHEMES: dict[str, Callable[[Problem, jax.Array | float], Allocation]] = {
     "optimal": allocation.optimal,
@@ -114,17 +114,16 @@ def ofdma(
         air = Air(everybody, everybody, device, found.ratio, found.share)
         return lax.optimization_barrier(air)
 
-    def finish(arrival: Arrival) -> tuple[Params, Cost]:
-        mean, _ = exact.finish(arrival)
+    def finish(arrival: Arrival) -> Received:
         air = arrival.air
         device: _Device = jax.tree.map(lambda v: jnp.where(air.sends, v, 0.0), air.state)
         cost = Cost(
-            channel_uses=device.uses.sum(),
-            side_information=jnp.int32(0),
+            channel_uses=bill.total(bill.count(jnp.ceil(device.uses))),
+            side_information=bill.count(0),
             noise_variance=jnp.float32(0.0),
             seconds=device.seconds.max(),
             energy=device.joules.sum(),
         )
-        return mean, cost
+        return Received(exact.finish(arrival).update, cost)
 
     return Uplink(prepare, exact.encode, finish)

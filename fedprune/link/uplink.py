@@ -11,10 +11,28 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedprune import channel, tree
-from fedprune.types import Air, Arrival, Cohort, Cost, Params, Sender, Total, Uplink
+from fedprune import bill, channel, tree
+from fedprune.types import (
+    Air,
+    Arrival,
+    Cohort,
+    Cost,
+    Params,
+    Received,
+    Sender,
+    Sent,
+    Survey,
+    Total,
+    Uplink,
+)
 
 NORMALISATIONS = ("none", "common", "device", "receiver")
+
+
+def free() -> Cost:
+    """Nothing was used."""
+    nothing, none = jnp.float32(0.0), bill.count(0)
+    return Cost(none, none, nothing, nothing, nothing)
 
 
 def ideal() -> Uplink:
@@ -24,13 +42,13 @@ def ideal() -> Uplink:
         everybody = jnp.ones(cohort.ids.shape, bool)
         return Air(everybody, everybody, ())
 
-    def encode(sender: Sender) -> Total:
-        return Total((tree.scale(sender.weight, sender.trained.delta), sender.weight), ())
+    def encode(sender: Sender) -> Sent:
+        delta, weight = sender.trained.delta, sender.weight
+        return Sent(Total((tree.scale(weight, delta), weight), ()))
 
-    def finish(arrival: Arrival) -> tuple[Params, Cost]:
+    def finish(arrival: Arrival) -> Received:
         signal, weight = arrival.total.sum
-        free = jnp.float32(0.0)
-        return tree.mean(signal, weight), Cost(free, jnp.int32(0), free, free, free)
+        return Received(tree.mean(signal, weight), free())
 
     return Uplink(prepare, encode, finish)
 
@@ -125,7 +143,11 @@ def over_the_air(
         strong = jnp.square(jnp.abs(gains.known)) >= threshold
         return Air(strong, strong, gains, common=channel.pairs(cohort.mask) if mixes else ())
 
-    def encode(sender: Sender) -> Total:
+    def survey(asked: Survey) -> tuple[jax.Array, None]:
+        channels = draw(asked.key, asked.round, jnp.arange(asked.clients))
+        return jnp.square(jnp.abs(channel.separate(channels).true)), None
+
+    def encode(sender: Sender) -> Sent:
         gains: channel.Gains = sender.state
         mask, weight = sender.mask, sender.weight
         paired = sender.common if mixes else None
@@ -142,9 +164,9 @@ def over_the_air(
             signal = tree.scale(jnp.where(rms > 0, 1.0 / rms, 0.0), signal)
         signal = tree.apply_mask(mask, signal)
         one = jnp.ones_like(weight)
-        return Total(_Sums(signal, weight, one, rms, known, jnp.square(needed)), needed)
+        return Sent(Total(_Sums(signal, weight, one, rms, known, jnp.square(needed)), needed))
 
-    def finish(arrival: Arrival) -> tuple[Params, Cost]:
+    def finish(arrival: Arrival) -> Received:
         sums: _Sums = arrival.total.sum
         signal, peak, mask = sums.signal, jnp.maximum(arrival.total.max, 0.0), arrival.mask
         d = tree.count(mask, signal)
@@ -169,13 +191,13 @@ def over_the_air(
             noise = channel.noise(arrival.key, signal, mask)
             signal = jax.tree.map(lambda y, n: scale * (y + deviation * n), signal, noise)
         variance = jnp.square(scale * deviation / jnp.maximum(sums.weight, 1e-30))
-        uses = channel.symbols(mask, signal, packing) * jnp.asarray(repeats, jnp.int32)
-        uses = jnp.where(sums.clients > 0, uses, 0).astype(jnp.float32)
-        seconds = uses / bandwidth
-        cost = Cost(uses, reports, variance, seconds, power * seconds * sent)
-        return tree.mean(signal, sums.weight), cost
+        symbols = jnp.where(sums.clients > 0, channel.symbols(mask, signal, packing), 0)
+        uses = bill.times(symbols, repeats)
+        seconds = bill.approximate(uses) / bandwidth
+        cost = Cost(uses, bill.count(reports), variance, seconds, power * seconds * sent)
+        return Received(tree.mean(signal, sums.weight), cost)
 
-    return Uplink(prepare, encode, finish)
+    return Uplink(prepare, encode, finish, survey=survey)
 
 
 def _phase(gain: jax.Array) -> jax.Array:

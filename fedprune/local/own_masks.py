@@ -69,9 +69,7 @@ def own_masks(
     def update(key: Key, t: jax.Array, params: Params, mask: Mask, client: Client) -> Trained:
         first = warm_up(rng.stream(key, "warm_up"), t, params, mask, client)
         warmed = jax.tree.map(jnp.add, params, first.delta)
-        held = select(importance(params, warmed), sparsity(t, client))
-        if mask is not None:
-            held = jax.tree.map(jnp.logical_and, held, mask)
+        held = tree.conjunction(mask, select(importance(params, warmed), sparsity(t, client)))
         start = tree.apply_mask(held, params if rewind else warmed)
         trained = train(key, t, start, held, client)
         delta = jax.tree.map(lambda s, d, w: s + d - w, start, trained.delta, params)

@@ -68,7 +68,8 @@ def sgd(
         ``local.decay``. None: 1.
       microbatch: a step's gradient is a sum over parts of the batch, one after another, so that
         activations stay in cache; a part has as many examples as the divisor of the batch that is
-        nearest by ratio. Results differ in rounding only. 0: see ``microbatch_size``. A model with
+        nearest by ratio. Results differ in rounding only. 0: ``microbatch_size`` on CPU, elsewhere
+        the whole batch; which it is, is decided when the program is lowered. A model with
         running statistics takes the whole batch at once.
       reception: the weights at which each step takes its loss, as a function of those trained, such
         as ``link.injection``. The number of the step that it is told counts all steps of the run.
@@ -100,23 +101,32 @@ def sgd(
     def of_batch(params: Params, client: Client, positions: jax.Array, counts: jax.Array):
         """((loss, statistics after), gradient) of the mean over the examples that count."""
         number = jnp.maximum(jnp.sum(counts, dtype=jnp.float32), 1.0)
-        at_once = jax.value_and_grad(objective, has_aux=True)
+        of = jax.value_and_grad(objective, has_aux=True)
         size = batch
         if model.train is None:
             example = jax.eval_shape(lambda: client.take(positions[:1])[0])
-            size = _divisor(batch, microbatch or microbatch_size(model, params, example, batch))
+            size = _divisor(batch, microbatch or microbatch_size(model, params, example))
+
+        def at_once(params: Params, client: Client, positions: jax.Array, counts: jax.Array):
+            return of(params, client, positions, counts, number)
+
+        def in_parts(params: Params, client: Client, positions: jax.Array, counts: jax.Array):
+            def add(total, part):
+                (value, _), gradient = of(params, client, *part, number)
+                return jax.tree.map(jnp.add, total, (value, gradient)), None
+
+            zero = jax.tree.map(jnp.zeros_like, (number, params))
+            zero = tree.match((zero, params, client, positions))[0]
+            parts = tuple(v.reshape(-1, size) for v in (positions, counts))
+            (value, gradient), _ = lax.scan(add, zero, parts)
+            return (value, None), gradient
+
+        given = (params, client, positions, counts)
         if size == batch:
-            return at_once(params, client, positions, counts, number)
-
-        def add(total, part):
-            (value, _), gradient = at_once(params, client, *part, number)
-            return jax.tree.map(jnp.add, total, (value, gradient)), None
-
-        zero = jax.tree.map(jnp.zeros_like, (number, params))
-        zero = tree.match((zero, params, client, positions))[0]
-        parts = tuple(v.reshape(-1, size) for v in (positions, counts))
-        (value, gradient), _ = lax.scan(add, zero, parts)
-        return (value, None), gradient
+            return at_once(*given)
+        if microbatch:
+            return in_parts(*given)
+        return lax.platform_dependent(*given, cpu=in_parts, default=at_once)
 
     def update(key: Key, t: jax.Array, params: Params, mask: Mask, client: Client) -> Trained:
         factor = None if decay is None else decay(t)
@@ -152,18 +162,16 @@ def sgd(
     return update
 
 
-def microbatch_size(model: Model, params: Params, example: jax.ShapeDtypeStruct, batch: int) -> int:
-    """A number of examples whose gradients are computed at once without leaving the cache, on CPU.
+def microbatch_size(model: Model, params: Params, example: jax.ShapeDtypeStruct) -> int:
+    """A number of examples whose gradients are computed at once without leaving a CPU's cache.
 
     As few as make the numbers that the network's forward pass writes (a) four times its weights,
     which bounds the cost of adding up gradients, and (b) 2^20, below which cache is large enough.
-    docs/performance.md has measurements. Elsewhere the whole batch.
+    docs/performance.md has measurements.
 
     Args:
       example: shape [1, ...] and type of an input.
     """
-    if jax.default_backend() != "cpu":
-        return batch
 
     def written(examples: int) -> int:
         shape = jax.ShapeDtypeStruct((examples, *example.shape[1:]), example.dtype)

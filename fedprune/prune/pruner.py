@@ -13,7 +13,7 @@ from fedprune import tree
 from fedprune.prune.schedule import Schedule
 from fedprune.prune.scores import Score, magnitude
 from fedprune.prune.threshold import top_k
-from fedprune.types import SCOPES, Mask, Params, Pruner, PyTree
+from fedprune.types import SCOPES, Before, Mask, Params, Pruner, PyTree
 
 Predicate = Callable[[str, Any], bool]
 
@@ -71,9 +71,10 @@ def scheduled(
         mask = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
         return PrunerState(mask, jnp.array(sizes(params), jnp.int32))
 
-    def update(state: PrunerState, params: Params, t: jax.Array) -> tuple[Mask, PrunerState]:
+    def update(state: PrunerState, before: Before) -> tuple[Mask, PrunerState]:
+        params = before.params
         d = jnp.array(sizes(params), jnp.float32)
-        keep = jnp.round(d * (1.0 - schedule(t))).astype(jnp.int32)
+        keep = jnp.round(d * (1.0 - schedule(before.round))).astype(jnp.int32)
         if not nested:
             return select(score(params), keep), state
         keep = jnp.minimum(keep, state.kept)

@@ -29,7 +29,7 @@ import numpy as np
 
 from fedprune import tree
 from fedprune.prune.schedule import Schedule
-from fedprune.types import SCOPES, Mask, Params, Pruner
+from fedprune.types import SCOPES, Before, Mask, Params, Pruner
 
 DISTRIBUTIONS = ("global", "layer")
 
@@ -122,11 +122,12 @@ def structured(
     def init(params: Params) -> Mask:
         return jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
 
-    def update(state: Mask, params: Params, t: jax.Array) -> tuple[Mask, Mask]:
+    def update(state: Mask, before: Before) -> tuple[Mask, Mask]:
+        params = before.params
         units = structure(params)
         alive = kept_units(units, state)
         total = sum(p.size for p in jax.tree.leaves(params))
-        limit = jnp.floor(total * (1.0 - schedule(t))).astype(jnp.int32)
+        limit = jnp.floor(total * (1.0 - schedule(before.round))).astype(jnp.int32)
         kept = _select(units, params, alive if nested else None, distribution, limit)
         mask = tree.match(mask_of(units, kept, params))
         return mask, mask if nested else state

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from fedprune import tree
-from fedprune.types import Params, PyTree, Server
+from fedprune.types import Outcome, Params, PyTree, Server
 
 Number = jax.Array | float
 
@@ -32,7 +32,8 @@ def optimizer(transform: optax.GradientTransformation) -> Server:
     Running statistics (``tree.statistics_of``) are no weights: they take the mean update as it is.
     """
 
-    def update(state: PyTree, params: Params, received: Params) -> tuple[Params, PyTree]:
+    def update(state: PyTree, outcome: Outcome) -> tuple[Params, PyTree]:
+        params, received = outcome.params, outcome.update
         gradient = jax.tree.map(lambda u: -u, received)
         updates, state = transform.update(gradient, state, params)
         stepped = optax.apply_updates(params, updates)

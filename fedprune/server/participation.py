@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedprune.types import Key, Participation
+from fedprune.types import Candidates, Participation
 
 
 def full(clients: int) -> Participation:
     """All clients, every round."""
-    return Participation(clients, lambda key: jnp.arange(clients, dtype=jnp.int32))
+    return Participation(clients, lambda _: jnp.arange(clients, dtype=jnp.int32), clients)
 
 
 def uniform(clients: int, size: int) -> Participation:
@@ -27,12 +27,12 @@ def uniform(clients: int, size: int) -> Participation:
     if size == clients:
         return full(clients)
 
-    def select(key: Key) -> jax.Array:
+    def select(candidates: Candidates) -> jax.Array:
         # The numbers that jax.random.permutation sorts, up to 1625 clients. As positive floats,
         # none of them denormal, they keep their order, and of floats XLA's CPU backend finds the
         # first without sorting.
-        numbers = jax.random.bits(jax.random.split(key)[1], (clients,))
+        numbers = jax.random.bits(jax.random.split(candidates.key)[1], (clients,))
         floats = lax.bitcast_convert_type((numbers >> 3) + jnp.uint32(2**29), jnp.float32)
         return lax.top_k(-floats, size)[1]
 
-    return Participation(size, select)
+    return Participation(size, select, clients)

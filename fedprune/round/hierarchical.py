@@ -1,0 +1,221 @@
+"""One round of hierarchical federated learning: devices, edge servers, cloud (P2 section III).
+
+    global params ─► G edge servers, each with its own model
+      for each of E edge rounds
+        ► as in a flat round     every device trains its edge server's model
+        ► uplink.finish          one estimate an edge server
+        ► edge models            w_k <- w_k + mean update of its devices       P2 (12)
+      ► cloud link             the edge servers' changes
+      ► server.update          mean over edge servers                          P2 (13)
+
+With one edge server, one edge round, an ideal cloud link and averaging this is the flat round.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fedprune import bill, mesh, rng, tree
+from fedprune.round import parts
+from fedprune.round.parts import Edges, Round, RoundInfo, Setting, State, Store, Tally
+from fedprune.types import (
+    Air,
+    Arrival,
+    Candidates,
+    Clients,
+    Cohort,
+    Cost,
+    Count,
+    Key,
+    LocalUpdate,
+    Mask,
+    Outcome,
+    Params,
+    Participation,
+    Pruner,
+    PyTree,
+    Sender,
+    Server,
+    Total,
+    Trained,
+    Uplink,
+)
+
+
+def build(
+    *,
+    local: LocalUpdate,
+    uplink: Uplink,
+    cloud: Uplink,
+    server: Server,
+    participation: Participation,
+    edges: Edges,
+    edge_rounds: int,
+    layout: mesh.Layout,
+    pruner: Pruner | None = None,
+    weighting: str = "plain",
+) -> Round:
+    """Composes the stages into a cloud round of ``edge_rounds`` edge rounds.
+
+    Edge servers may have any numbers of devices. One from whom nobody's update arrives keeps its
+    model in that edge round, and counts in the cloud's mean if it heard anybody in any of them.
+    Edge round e of cloud round t has the number t E + e in the addresses of its random numbers.
+    Local training is told t, so schedules and decays count cloud rounds.
+
+    Args:
+      local: trains one device.
+      uplink: device to edge server; every server has one of its own.
+      cloud: edge server to cloud, once a cloud round; its clients are the G servers.
+      server: applies the cloud's mean change to the global model.
+      participation: picks the devices of each edge round, over all servers together.
+      edges: who belongs to which edge server.
+      edge_rounds: E, at least 1.
+      layout: devices to compute on, from ``mesh.make``.
+      pruner: decides the masks, once a cloud round; ``own`` scope leaves them to the devices.
+      weighting: "plain" means over devices and over edge servers as in P2, or "examples": by D_k.
+
+    Returns:
+      A round whose info adds up channel uses, side information and energy; ``clients`` and
+      ``excluded`` count updates over all edge rounds. ``seconds`` is the slowest edge server's sum
+      over its edge rounds, plus the cloud link's. ``noise_variance`` is that of the global update:
+      edge rounds and servers add up, and the mean over servers divides.
+
+    Raises:
+      ValueError: edge_rounds below 1, an unknown weighting, or a stage that needs what only a flat
+        round carries: memory of the uplink, messages of the server, a mask that is revised after
+        the round, a selection that learns, probes or asks for channels; when the round is traced,
+        training that reports or keeps personal parts.
+
+    Source: P2 section III-B, Algorithm 1.
+    """
+    if edge_rounds < 1:
+        raise ValueError(f"edge_rounds={edge_rounds} must be at least 1")
+    _refuse_flat(uplink, cloud, server, participation, pruner)
+    cohort = parts.trainer(local, uplink, layout, weighting, edges)
+    everyone = jnp.arange(edges.servers)
+
+    def init(params: Params) -> State:
+        return parts.initial(params, pruner, server)
+
+    def edge_round(key: Key, t, u, models: Params, masks: parts.Masks, clients: Clients):
+        """Edge models after one edge round; every server's cost and tally, each [G]; allocation."""
+        mask = masks.effective
+        ids = participation.select(Candidates(rng.stream(key, "cohort", u), u, clients.size))
+        air = uplink.prepare(Cohort(key, u, ids, mask, edges.of[ids], edges.servers))
+        setting = Setting(key, t, u, models, masks.shared, mask, clients, ids, air)
+        total, _, _ = cohort(setting, Store())
+        if total.sum[1].report is not None:
+            raise ValueError("local: reports to the server, which edge servers do not carry")
+
+        def finish(edge: tuple[jax.Array, Total]) -> tuple[Params, Cost, dict[str, jax.Array]]:
+            g, total = edge
+            mine = edges.of[ids] == g
+            here = air._replace(sends=air.sends & mine, active=air.active & mine)
+            received = Total(total.sum[0], total.max)
+            found = uplink.finish(Arrival(rng.stream(key, "uplink", u, g), here, received, mask))
+            return found.update, found.cost, found.numbers
+
+        # Not vmap: XLA may divide by a vector of weights by multiplying with its reciprocals, which
+        # it decides differently for other numbers of devices.
+        update, cost, numbers = lax.map(finish, (everyone, total))
+        tally: Tally = total.sum[1]
+        finite = jax.vmap(tree.all_finite)(update)
+        heard = (tally.clients > 0) & finite
+        rejected = jnp.sum((tally.clients > 0) & ~finite, dtype=jnp.int32)
+        after = jax.tree.map(jnp.add, models, update)
+        models = jax.vmap(tree.where)(heard, after, models)
+        return models, (cost, tally, air.ratio, air.share, heard, rejected, numbers)
+
+    def to_cloud(key: Key, t, change: Params, mask: Mask, weight: jax.Array):
+        """The cloud's estimate of the mean change, from changes [G, ...] and weights [G]."""
+        air: Air = cloud.prepare(Cohort(rng.stream(key, "cloud"), t, everyone, mask))
+
+        def encode(state: PyTree, change: Params, weight: jax.Array) -> Total:
+            trained = Trained(change, jnp.float32(0.0))
+            return cloud.encode(Sender(state, air.common, trained, mask, weight)).total
+
+        parts = jax.vmap(encode)(air.state, change, weight)
+        total = mesh.reduce(parts, air.active & (weight > 0))
+        arrival = Arrival(rng.stream(key, "cloud", t), air, total, mask)
+        return cloud.finish(arrival), air.active
+
+    def step(key: Key, state: State, clients: Clients) -> tuple[State, RoundInfo]:
+        t = state.round
+        masks = parts.masks(key, pruner, state)
+        start = tree.apply_mask(masks.shared, state.params)
+        copies = jax.tree.map(lambda w: jnp.broadcast_to(w, (edges.servers, *w.shape)), start)
+
+        def one(models: Params, e: jax.Array):
+            return edge_round(key, t, t * edge_rounds + e, models, masks, clients)
+
+        models, found = lax.scan(one, copies, jnp.arange(edge_rounds))
+        costs, tallies, ratio, band, heard, rejected, numbers = found
+        weight = tallies.weight.sum(0) if weighting == "examples" else 1.0
+        weight = jnp.where(heard.any(0), weight, 0.0)
+        change = jax.tree.map(jnp.subtract, models, copies)
+        received, arrives = to_cloud(key, t, change, masks.effective, weight)
+        weight = jnp.where(arrives, weight, 0.0)
+        share = weight / jnp.maximum(weight.sum(), 1e-30)
+        cost = bill.both(received.cost, _added(costs))._replace(
+            seconds=costs.seconds.sum(0).max() + received.cost.seconds,
+            noise_variance=jnp.sum(jnp.square(share) * costs.noise_variance.sum(0))
+            + received.cost.noise_variance,
+        )
+        finite = tree.all_finite(received.update)
+        outcome = Outcome(
+            key=rng.stream(key, "server", t),
+            round=t,
+            params=state.params,
+            mask=masks.decided,
+            update=received.update,
+            heard=(weight > 0).any() & finite,
+            cost=cost,
+        )
+        params, server_state = parts.stepped(server, state, outcome)
+        if pruner is not None and pruner.scope == "server":
+            params = tree.apply_mask(masks.decided, params)
+        rejected = rejected.sum() + ((weight > 0).any() & ~finite).astype(jnp.int32)
+        numbers = parts.numbers_of(
+            {name: value.mean() for name, value in numbers.items()},
+            {f"cloud_{name}": value for name, value in received.numbers.items()},
+            {} if server.numbers is None else server.numbers(server_state),
+            {} if pruner is None or pruner.numbers is None else pruner.numbers(masks.state),
+        )
+        tally = _added(tallies)
+        row = parts.info(masks, tally, params, cost, ratio, band, rejected, numbers)
+        return State(t + 1, params, masks.decided, masks.state, server_state), row
+
+    return Round(init, step, layout)
+
+
+def _added(values: PyTree) -> PyTree:
+    """Sums over edge rounds and servers, of counts too."""
+
+    def one(leaf: PyTree) -> PyTree:
+        return bill.total(leaf) if isinstance(leaf, Count) else leaf.sum()
+
+    return jax.tree.map(one, values, is_leaf=lambda leaf: isinstance(leaf, Count))
+
+
+def _refuse_flat(
+    uplink: Uplink,
+    cloud: Uplink,
+    server: Server,
+    participation: Participation,
+    pruner: Pruner | None,
+) -> None:
+    """Refuses what only a flat round carries."""
+    needs = {
+        "uplink: keeps memory (init or remember)": uplink.init or uplink.remember,
+        "cloud: keeps memory (init or remember)": cloud.init or cloud.remember,
+        "server: sends a message": server.message,
+        "participation: learns (init or learn)": participation.init or participation.learn,
+        "participation: asks for channels": participation.gains,
+        "participation: probes": participation.probe,
+        "pruner: revises its mask after the round": pruner and pruner.revise,
+    }
+    for what, wanted in needs.items():
+        if wanted:
+            raise ValueError(f"{what}, which rounds with edge servers do not carry")
