@@ -103,14 +103,21 @@ class Checkpoints:
             )
         return 0, {}
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until everything is on disk.
 
         Raises:
           CheckpointError: the last save failed.
         """
         try:
-            with contextlib.closing(self._manager):  # left open, its threads can stall the exit
+            self._manager.wait_until_finished()
+        except Exception as e:
+            raise self._unwritten(e) from e
+
+    def close(self) -> None:
+        """Waits, as ``wait``, and ends the threads of Orbax, which can stall the exit."""
+        try:
+            with contextlib.closing(self._manager):  # which may raise what waiting did not
                 self._manager.wait_until_finished()
         except Exception as e:
             raise self._unwritten(e) from e

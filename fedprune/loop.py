@@ -97,8 +97,6 @@ def train(
                 _train(program, record, bar, rounds, every, save_every, stop)
     finally:
         bar.close()
-        if metrics:
-            metrics.close()
     return metrics.rows() if metrics else []
 
 
@@ -153,7 +151,17 @@ class _Record:
 
         processes.together(save)
 
+    def finish(self) -> None:
+        """Waits until what was saved is on disk."""
+
+        def wait() -> None:
+            if self._checkpoints:
+                self._checkpoints.wait()
+
+        processes.together(wait)
+
     def close(self) -> None:
+        """On its own, as after a fault of one process; it waits as ``finish`` does."""
         if self._checkpoints:
             self._checkpoints.close()
 
@@ -191,6 +199,7 @@ def _train(
         if any(processes.gather(stop)):
             if saved < done:
                 record.save(done, arms)
+            record.finish()
             raise Stopped(f"{program.name} was stopped after round {done} of {rounds}")
         length = min(every, rounds - done)
         state, infos, measured = segment(length)(arms)
@@ -210,6 +219,7 @@ def _train(
             "%s: round %d of %d, mean accuracy %.3f, %.0f s left in this program",
             *(program.name, done, rounds, accuracy, left),
         )
+    record.finish()
 
 
 def _code(compiled: mesh.Compiled, arms: run.Arms) -> str:

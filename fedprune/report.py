@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy import stats
 
-from fedprune.writer import Row, write_json
+from fedprune.writer import Row, write_bytes, write_json, write_text
 
 LEVEL = 0.95
 STYLE: Any = {
@@ -272,7 +273,7 @@ def write_run(
     judged = verdict_table(verdicts) if verdicts else ""
     sections = [*tables.items(), (claims, judged)]
     text = "\n\n".join(f"{heading}\n\n{body}" for heading, body in sections if body) + "\n"
-    (folder / "report.md").write_text(text)
+    write_text(folder / "report.md", text)
     return text
 
 
@@ -384,6 +385,9 @@ def label_decades(axes: Any) -> None:
 
 def save(figure: Any, path: Path) -> None:
     """As PNG and as SVG, with nothing in them that differs between equal runs; then closes it."""
-    figure.savefig(path.with_suffix(".png"), dpi=200)
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    about: dict[str, Any] = {".png": {"dpi": 200}, ".svg": {"metadata": {"Date": None}}}
+    for ending, options in about.items():
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=ending[1:], **options)
+        write_bytes(path.with_suffix(ending), drawn.getvalue())
     plt.close(figure)

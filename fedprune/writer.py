@@ -11,13 +11,17 @@ import logging
 import math
 import os
 import shutil
+import socket
+import struct
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import scalar
 
 log = logging.getLogger(__name__)
 
@@ -168,12 +172,16 @@ class RunDirectory:
 
 
 class Metrics:
-    """``metrics.jsonl``, a line a round and arm, and the same numbers as TensorBoard scalars."""
+    """``metrics.jsonl``, a line a round and arm, and the same numbers as TensorBoard scalars.
+
+    No file is held open, and no thread writes: what does not fit on the disk is an error of the
+    call that writes it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "metrics.jsonl"
         self._boards = folder / "tensorboard"
-        self._open: dict[str, SummaryWriter] = {}
+        self._begun: dict[str, Path] = {}
 
     def rows(self) -> list[Row]:
         """All rows so far, as ``read_rows``."""
@@ -185,29 +193,50 @@ class Metrics:
         write_text(self._path, "".join(lines))
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Appends rows; on disk when it returns. NaN and infinities become null."""
+        """Appends rows; on disk when it returns. NaN and infinities become null.
+
+        Raises:
+          OSError: a file cannot be written; it is named. Of the rows, some may be there.
+        """
         rows = [{k: _finite(v) for k, v in row.items()} for row in rows]
         with _naming(self._path), self._path.open("a") as f:
             f.writelines(json.dumps(row) + "\n" for row in rows)
             f.flush()
             os.fsync(f.fileno())
+        boards: dict[str, list[Row]] = {}
         for row in rows:
-            board = self._board(f"{row['arm']}/seed{row['seed']}", row["round"])
-            for name, value in flat(row):
-                number = isinstance(value, int | float)  # neither null nor a histogram
-                if number and name not in ("program", "arm", "seed", "round"):
-                    board.add_scalar(name, value, row["round"])
+            boards.setdefault(f"{row['arm']}/seed{row['seed']}", []).append(row)
+        for name, mine in boards.items():
+            self._show(name, mine)
 
-    def close(self) -> None:
-        for board in self._open.values():
-            board.close()
-        self._open.clear()
-
-    def _board(self, name: str, first: int) -> SummaryWriter:
-        if name not in self._open:
+    def _show(self, name: str, rows: Sequence[Row]) -> None:
+        """Appends rows of one arm and seed to its file of TensorBoard events."""
+        now, events = time.time(), []
+        if name not in self._begun:
+            host = socket.gethostname()
+            self._begun[name] = self._boards / name / f"events.out.tfevents.{now:.6f}.{host}"
+            events.append(Event(wall_time=now, file_version="brain.Event:2"))
             # What an interrupted run wrote from this round on is void.
-            self._open[name] = SummaryWriter(str(self._boards / name), purge_step=first)
-        return self._open[name]
+            start = SessionLog(status=SessionLog.START)
+            events.append(Event(wall_time=now, step=rows[0]["round"], session_log=start))
+        for row in rows:
+            for column, value in flat(row):
+                number = isinstance(value, int | float)  # neither null nor a histogram
+                if number and column not in ("program", "arm", "seed", "round"):
+                    shown = scalar(column, value)
+                    events.append(Event(wall_time=now, step=row["round"], summary=shown))
+        file = self._begun[name]
+        with _naming(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("ab") as f:
+                f.writelines(_record(event.SerializeToString()) for event in events)
+
+
+def _record(data: bytes) -> bytes:
+    """One record of a TFRecord file, which TensorBoard reads."""
+    size = struct.pack("<Q", len(data))
+    sums = [struct.pack("<I", masked_crc32c(part)) for part in (size, data)]
+    return size + sums[0] + data + sums[1]
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -236,13 +265,22 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file in one step, likewise."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file in one step, likewise. What does not fit on the disk takes no room there."""
     temporary = path.with_name(f".{path.name}.tmp")
     with _naming(path):
-        with temporary.open("w") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
+        try:
+            with temporary.open("wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager

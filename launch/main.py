@@ -128,10 +128,7 @@ def _run(config: cfg.Config, workdir: str) -> int:
     backend.configure(config.mesh.devices // processes.count(), cache=not PROFILE.value)
     level = logging.INFO if processes.is_first() else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    for noisy in ("jax", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    for raises in ("absl", "orbax"):  # Orbax logs with a traceback what it raises
-        logging.getLogger(raises).setLevel(logging.CRITICAL)
+    quiet()
 
     from fedprune import checkpoint, data, experiment, loop, page, writer
 
@@ -164,7 +161,14 @@ def _run(config: cfg.Config, workdir: str) -> int:
                 print(_profile(plan, Path(workdir)))
                 return 0
             directory = processes.together(open_directory)
-            rows = experiment.execute(plan, directory, stop.is_set)
+            try:
+                rows = experiment.execute(plan, directory, stop.is_set)
+            except loop.Stopped as e:
+                processes.part()
+                if directory:
+                    directory.ended()
+                logging.warning("%s; the same command goes on", e)
+                return monitor.RETRY
             processes.part()
             for number, handler in was.items():
                 signal.signal(number, handler)
@@ -183,13 +187,22 @@ def _run(config: cfg.Config, workdir: str) -> int:
             OSError,
         ) as e:
             return refuse(e, 1)
-        except loop.Stopped as e:
-            processes.part()
-            if directory:
-                directory.ended()
-            logging.warning("%s; the same command goes on", e)
-            return monitor.RETRY
     return 0
+
+
+def quiet() -> None:
+    """Keeps the libraries from printing what is no news, or what they raise as well."""
+    for noisy in ("jax", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for raises in ("absl", "orbax"):  # Orbax logs with a traceback what it raises
+        logging.getLogger(raises).setLevel(logging.CRITICAL)
+
+    def unraisable(about: Any) -> None:
+        # When one write has failed, Orbax does not wait for the others, whose ends go nowhere.
+        if str(about.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(about)
+
+    sys.unraisablehook = unraisable
 
 
 def _check_processes(config: cfg.Config) -> None:

@@ -1,15 +1,22 @@
 """Segments, checkpoints and run directories, with a program that is a few lines of NumPy."""
 
+import contextlib
 import fnmatch
 import json
 import logging
+import resource
 import shutil
+import struct
+import subprocess
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from experiments import ota_pruning
 from fedprune import build, loop, run
@@ -217,12 +224,96 @@ def test_a_run_goes_on_in_another_place(tmp_path, caplog):
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == four
 
 
+def start(folder: Path) -> str:
+    """A run directory as the launcher makes and ends it; the text of the metrics."""
+    with RunDirectory(folder, CONFIG) as directory:
+        directory.record(ENVIRONMENT)
+        text = train(folder)
+        directory.ended()
+    return text
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Gives a disk of so many kB a folder; what changes its size is returned with it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(*options: str) -> None:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", *options, "tmpfs", folder])
+        if done.returncode:
+            pytest.skip("a small disk can only be mounted with root's rights")
+
+    mount("size=64m")
+    yield folder, lambda size: mount(f"remount,size={size}")
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextlib.contextmanager
+def files_up_to(limit: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+full = pytest.mark.filterwarnings(  # Orbax does not wait for its other writes when one has failed
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@full
+@pytest.mark.parametrize("size", [4, 8, 12, 16, 20, 48, 80, 112])
+def test_a_full_disk_is_an_error_and_costs_nothing_else(unbroken, disk, size):
+    """Too small for the configuration, the record, TensorBoard, the metrics, the checkpoints."""
+    folder, resize = disk
+    resize(f"{size}k")
+    with pytest.raises((OSError, CheckpointError), match=r"No space left|RESOURCE_EXHAUSTED") as e:
+        start(folder / "run")
+    assert str(folder) in str(e.value)
+    assert not list(folder.glob("run/.*.tmp"))
+    resize("64m")
+    assert start(folder / "run") == (unbroken / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("limit", "file"),
+    [(100, "config.json"), (180, "run.json"), (1000, "metrics.jsonl")],
+)
+def test_a_file_that_cannot_grow_is_named(unbroken, tmp_path, limit, file):
+    """The first that is longer than so many bytes, as where a quota is used up."""
+    folder = tmp_path / "run"
+    with files_up_to(limit), pytest.raises((OSError, CheckpointError), match="too large") as e:
+        start(folder)
+    assert f"{folder}/{file}" in str(e.value)
+    assert start(folder) == (unbroken / "metrics.jsonl").read_text()
+
+
+def test_tensorboard_is_written_when_the_call_returns(tmp_path):
+    """What does not fit is an error of that call, and no thread is left that could wait for it."""
+    row = {"program": "p", "arm": "a", "seed": 0, "round": 1, **{f"n{i}": i for i in range(20)}}
+    threads = threading.active_count()
+    with files_up_to(400), pytest.raises(OSError, match="tensorboard/a/seed0/events"):
+        loop.Metrics(tmp_path).write([row])
+    loop.Metrics(tmp_path).write([row])
+    whole = max(tmp_path.rglob("events*"), key=lambda file: file.stat().st_mtime_ns).read_bytes()
+    tags = []
+    while whole:  # length, its sum, event, its sum
+        (size,) = struct.unpack("<Q", whole[:8])
+        event, whole = Event.FromString(whole[12 : 12 + size]), whole[16 + size :]
+        tags += [(v.tag, v.simple_value, event.step) for v in event.summary.value]
+    assert tags == [(f"n{i}", i, 1) for i in range(20)]
+    assert threading.active_count() == threads
+
+
 def test_rows_with_mappings(tmp_path):
     """Numbers that are not finite become null, and TensorBoard has one scalar for each number."""
     row = {"program": "p", "arm": "a", "seed": 0, "round": 1, "kept": 3, "test_histogram": [1, 2]}
     metrics = loop.Metrics(tmp_path)
     metrics.write([{**row, "density": {"a/kernel": 0.5, "b/kernel": float("nan")}}])
-    metrics.close()
     assert metrics.rows() == [{**row, "density": {"a/kernel": 0.5, "b/kernel": None}}]
     (board,) = (tmp_path / "tensorboard").rglob("events*")
     written = board.read_bytes()
