@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import fnmatch
+import hashlib
 import json
 import logging
 import math
@@ -176,21 +177,61 @@ class Metrics:
 
     No file is held open, and no thread writes: what does not fit on the disk is an error of the
     call that writes it.
+
+    Args:
+      folder: the run directory.
+      programs: whose rows belong there, in their order; None: any.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, programs: Sequence[str] | None = None) -> None:
+        self._programs = programs
         self._path = folder / "metrics.jsonl"
         self._boards = folder / "tensorboard"
         self._begun: dict[str, Path] = {}
+        self._sums: dict[str, list[str]] = {}
 
     def rows(self) -> list[Row]:
         """All rows so far, as ``read_rows``."""
         return list(read_rows(self._path))
 
+    def readable(self) -> tuple[list[Row], list[int]]:
+        """The rows that can be read, and the numbers of the lines that are damaged."""
+        rows, damaged = [], []
+        for number, row in _lines(self._path):
+            if not _is_row(row) or row["program"] not in (self._programs or (row["program"],)):
+                damaged.append(number)
+            else:
+                rows.append(row)
+        return rows, damaged
+
+    def checksums(self, program: str) -> list[str]:
+        """Those of a program's rows: of what was kept and what was written since."""
+        return self._sums.get(program, [])
+
+    def set_aside(self) -> Path:
+        """Copies the file as it is into a numbered folder of ``metrics.damaged``; the copy."""
+        folder = numbered(self._path.with_suffix(".damaged"))
+        return Path(shutil.copy(self._path, folder))
+
     def keep(self, wanted: Callable[[Row], bool]) -> None:
-        """Drops the rows that are not wanted, and a last line that was cut off."""
-        lines = (json.dumps(row) + "\n" for row in self.rows() if wanted(row))
-        write_text(self._path, "".join(lines))
+        """Drops the rows that are not wanted, and lines that are damaged or cut off."""
+        self._replace([row for row in self.readable()[0] if wanted(row)])
+
+    def order(self) -> None:
+        """Puts the rows in the order of the programs, in which an unbroken run writes them."""
+        rows, programs = self.rows(), list(self._programs or ())
+        ordered = sorted(rows, key=lambda row: programs.index(row["program"]))
+        if ordered != rows:
+            self._replace(ordered)
+
+    def _replace(self, rows: Sequence[Row]) -> None:
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._sums = {}
+        self._count(rows)
+
+    def _count(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            self._sums.setdefault(row["program"], []).append(checksum(row))
 
     def write(self, rows: Iterable[Row]) -> None:
         """Appends rows; on disk when it returns. NaN and infinities become null.
@@ -203,6 +244,7 @@ class Metrics:
             f.writelines(json.dumps(row) + "\n" for row in rows)
             f.flush()
             os.fsync(f.fileno())
+        self._count(rows)
         boards: dict[str, list[Row]] = {}
         for row in rows:
             boards.setdefault(f"{row['arm']}/seed{row['seed']}", []).append(row)
@@ -247,15 +289,33 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
       RunDirectoryError: another line is damaged.
     """
+    for number, row in _lines(path):
+        if row is None:
+            raise RunDirectoryError(f"{path}: line {number} is damaged")
+        yield row
+
+
+def checksum(row: Row) -> str:
+    """64 bits of the SHA-256 of a row's line, as 16 digits."""
+    return hashlib.sha256(json.dumps(row).encode()).hexdigest()[:16]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(number from 1, value) of every line but a last one that was cut off; None: no JSON."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except ValueError as e:
+        except ValueError:
             if number == len(lines) and not line.endswith(b"\n"):
                 return
-            raise RunDirectoryError(f"{path}: line {number} is damaged") from e
-        yield row
+            row = None
+        yield number, row
+
+
+def _is_row(row: Any) -> bool:
+    kinds = {"program": str, "arm": str, "seed": int, "round": int}
+    return isinstance(row, dict) and all(type(row.get(k)) is kind for k, kind in kinds.items())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -320,12 +380,18 @@ def _now() -> str:
 
 
 def set_aside(paths: Iterable[Path], folder: Path) -> Path:
-    """Moves files into the next numbered folder, ``folder``/1, /2, ..., and returns it."""
+    """Moves files into the next numbered folder, and returns it."""
+    place = numbered(folder)
+    for path in paths:
+        path.rename(place / path.name)
+    return place
+
+
+def numbered(folder: Path) -> Path:
+    """Makes the next numbered folder, ``folder``/1, /2, ..., and returns it."""
     used = [int(p.name) for p in folder.glob("*") if p.name.isdecimal()]
     place = folder / str(1 + max(used, default=0))
     place.mkdir(parents=True)
-    for path in paths:
-        path.rename(place / path.name)
     return place
 
 

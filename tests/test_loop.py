@@ -19,12 +19,12 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from experiments import ota_pruning
-from fedprune import build, loop, run
+from fedprune import build, checkpoint, loop, run
 from fedprune import config as cfg
 from fedprune.checkpoint import CheckpointError
 from fedprune.round import RoundInfo
 from fedprune.types import Cost
-from fedprune.writer import LOCK, RunDirectory, RunDirectoryError
+from fedprune.writer import LOCK, RunDirectory, RunDirectoryError, checksum
 
 LABELS = [loop.Label("slow", 0), loop.Label("fast", 0)]
 CONFIG = {"run": {"rounds": 12, "every": 2}, "local": {"lr": 0.1}, "model": {"hidden": [8]}}
@@ -178,10 +178,87 @@ def test_what_cannot_go_on_is_left_as_it_is(unbroken, tmp_path):
     refused(r"state\.x is float64\[2, 3\], must be float64\[2, 4\]", width=4, rounds=14)
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join([*lines[:5], lines[5][:20], *lines[6:]]))
-    refused(r"metrics\.jsonl: line 6 is damaged")
+    refused(
+        r"metrics\.jsonl: line 6 is damaged; the row of program0, arm fast, seed 0, round 3, is not"
+    )
     for step in ("8", "12"):
         damage(folder / "checkpoints" / "program0" / step)
     refused("no checkpoint is whole: the checkpoint of round 12: .*; the checkpoint of round 8: ")
+
+
+def test_no_flipped_bit_in_the_rows_goes_unnoticed(unbroken, tmp_path):
+    """A row is the one that was written, or it is known that there is damage."""
+    content = (unbroken / "metrics.jsonl").read_bytes()
+    metrics, rng, noticed = loop.Metrics(tmp_path), np.random.default_rng(0), 0
+    rows = [json.loads(line) for line in content.splitlines()]
+    sums = [checksum(row) for row in rows]
+    assert loop._misfit(program(), 12, rows, sums) is None
+    for bit in rng.integers(8 * len(content), size=500):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "metrics.jsonl").write_bytes(flipped)
+        found = [row for row in metrics.readable()[0] if row["program"] == "program0"]
+        noticed += loop._misfit(program(), 12, found, sums) is not None
+        assert found == rows or loop._misfit(program(), 12, found, sums)
+    assert noticed > 450
+
+
+@pytest.mark.parametrize("by", ["number", "line", "removed", "program"])
+def test_a_damaged_row_is_named_and_computed_again(unbroken, tmp_path, caplog, by):
+    """Of round 11, which the checkpoint of round 8 does without."""
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    content = (folder / "metrics.jsonl").read_text()
+    lines = content.splitlines(keepends=True)
+    line = lines[21]
+    loss = f'"train_loss": {json.loads(line)["train_loss"]}'
+    lines[21] = {
+        "number": line.replace(loss, '"train_loss": 0.25'),
+        "line": line[:20] + "\n",
+        "removed": "",
+        "program": line.replace("program0", "program1"),
+    }[by]
+    damaged = "".join(lines)
+    assert damaged != content
+    (folder / "metrics.jsonl").write_text(damaged)
+    assert train(folder) == content
+    assert "the row of program0, arm fast, seed 0, round 11, is" in caplog.text
+    assert "taking that of round 8" in caplog.text
+    assert (folder / "metrics.damaged" / "1" / "metrics.jsonl").read_text() == damaged
+
+    lines[4] = lines[4].replace("0.0}", "0.5}")  # of round 3, which both checkpoints need
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    before = files(folder)
+    with pytest.raises(CheckpointError, match="arm slow, seed 0, round 3, is damaged"):
+        train(folder)
+    assert files(folder) == before
+
+
+def test_rows_stay_in_the_order_of_the_programs(tmp_path):
+    """Also where the first program has to go back after the second one has begun."""
+    programs = [program(), program()._replace(name="program1")]
+    loop.train(programs, tmp_path, 12, 2, 2)
+    content = (tmp_path / "metrics.jsonl").read_bytes()
+    damage(tmp_path / "checkpoints" / "program0" / "12")
+    loop.train(programs, tmp_path, 12, 2, 2)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == content
+
+
+def test_checkpoints_of_before_have_no_checksums_of_rows(unbroken, tmp_path, monkeypatch):
+    def old(leaves_and_rows):
+        return real(leaves_and_rows[0] if isinstance(leaves_and_rows, list) else leaves_and_rows)
+
+    real = checkpoint._of_json
+    json_save = checkpoint.ocp.args.JsonSave
+    monkeypatch.setattr(
+        checkpoint.ocp.args,
+        "JsonSave",
+        lambda value: json_save({k: v for k, v in value.items() if k != "rows"}),
+    )
+    monkeypatch.setattr(checkpoint, "_of_json", old)
+    loop.train([program()], tmp_path, 8, 2, 2)
+    monkeypatch.undo()
+    assert train(tmp_path) == (unbroken / "metrics.jsonl").read_text()
 
 
 # Run directories -----
