@@ -319,8 +319,22 @@ def _is_row(row: Any) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file in one step: readers see the old one or the whole new one."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Writes a JSON file in one step: readers see the old one or the whole new one.
+
+    JSON has no infinities: they are the strings "inf" and "-inf", which ``float`` reads. NaN is
+    null.
+    """
+    write_text(path, json.dumps(_strict(value), indent=2, allow_nan=False) + "\n")
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _strict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(float(value))
+    return value
 
 
 def write_text(path: Path, text: str) -> None:

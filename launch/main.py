@@ -26,6 +26,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,10 @@ HELP = flags.DEFINE_bool(
 
 class UsageError(Exception):
     """A command line that cannot be used; the message is one line."""
+
+
+class ReportError(Exception):
+    """A report that the experiment cannot make of a run that is done; the message is one line."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -173,8 +178,8 @@ def _run(config: cfg.Config, workdir: str) -> int:
             for number, handler in was.items():
                 signal.signal(number, handler)
             if directory:
-                print(module.report(config, rows, directory.path))
                 directory.ended()
+                print(_reported(module, config, rows, directory.path))
                 page.write([directory.path], directory.path / page.NAME)
                 files = "report.md, report.html, summary.json, figures/, metrics.jsonl"
                 print(f"Results in {directory.path}: {files}")
@@ -184,10 +189,35 @@ def _run(config: cfg.Config, workdir: str) -> int:
             checkpoint.CheckpointError,
             processes.ProcessesError,
             page.RunError,
+            ReportError,
             OSError,
         ) as e:
             return refuse(e, 1)
     return 0
+
+
+def _reported(module: Any, config: cfg.Config, rows: list[Any], folder: Path) -> str:
+    """The text of the experiment's report, which is written.
+
+    Raises:
+      ReportError: the experiment cannot make it. Then there is a summary without its tables.
+    """
+    try:
+        return module.report(config, rows, folder)
+    except OSError:
+        raise
+    except Exception as e:
+        from fedprune import report
+
+        at = traceback.extract_tb(e.__traceback__)[-1]
+        arms = list(dict.fromkeys(row["arm"] for row in rows))
+        name = config.experiment.rpartition(".")[2]
+        report.write_summary(folder, name, cfg.to_json(config), rows, arms, {}, [])
+        raise ReportError(
+            f"{folder}: the run is done, but its report failed ({type(e).__name__}: {e}, in"
+            f" {Path(at.filename).name}:{at.lineno}); metrics.jsonl and summary.json are there, and"
+            " the same command makes the report again"
+        ) from e
 
 
 def quiet() -> None:
