@@ -83,6 +83,11 @@ class RunDirectory:
             self._moved = self._check_own(config, source, places)
         elif not file.exists() and _foreign(self.path):
             raise RunDirectoryError(f"workdir={self.path}: is neither empty nor a run directory")
+        elif not fresh and not file.exists() and _was_run(self.path):
+            raise RunDirectoryError(
+                f"workdir={self.path}: holds a run, but no config.json that says which; put"
+                " it back, take a new directory, or start over with --fresh"
+            )
         with contextlib.ExitStack() as stack:
             if source is not None and not begun:
                 stack.enter_context(_open_source(source, self.path, config, free))
@@ -412,6 +417,12 @@ def numbered(folder: Path) -> Path:
 def _foreign(path: Path) -> bool:
     """Whether a directory without a configuration is not one that was killed while it was made."""
     return path.is_dir() and any(path.iterdir()) and not (path / LOCK).exists()
+
+
+def _was_run(path: Path) -> bool:
+    """Whether a directory has had a start, of which its configuration is older."""
+    run = path / "run.json"
+    return run.exists() and bool(_read_json(run)["starts"])
 
 
 def locked(file: IO[str], owner: str) -> IO[str]:

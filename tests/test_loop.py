@@ -442,6 +442,18 @@ def test_killed_while_a_directory_was_made(unbroken, tmp_path, monkeypatch):
     assert {p.name for p in folder.iterdir()} == {LOCK, "old", "config.json", "run.json"}
 
 
+def test_a_run_without_its_configuration_is_left_as_it_is(unbroken, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    (folder / "config.json").unlink()
+    before = files(folder)
+    with pytest.raises(RunDirectoryError, match=r"holds a run, but no config\.json"):
+        RunDirectory(folder, CONFIG)
+    assert files(folder) == before
+    RunDirectory(folder, CONFIG, fresh=True).close()
+    assert (folder / "old" / "1" / "checkpoints" / "program0" / "12").exists()
+
+
 def test_resume_from_another_run(unbroken, tmp_path):
     """16 rounds of which 12 are another run's: the rows of 16 unbroken rounds."""
     longer = {**CONFIG, "run": {"rounds": 16, "every": 2}}
