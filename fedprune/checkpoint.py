@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 
 Leaves = Mapping[str, np.ndarray]
 """the leaves of a state by their path, as ``state.params.Dense_0.kernel``; keys as their data"""
+
+
+Fits = Callable[[int, Sequence[str] | None], None]
+"""(rounds done, checksums of the rows; None if there are none)"""
 
 
 class CheckpointError(Exception):
@@ -53,8 +57,13 @@ class Checkpoints:
         names = ("state", "checksums")
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=names)
 
-    def save(self, rounds_done: int, state: PyTree) -> None:
+    def save(self, rounds_done: int, state: PyTree, rows: Sequence[str] = ()) -> None:
         """Saves in the background; a save still under way is waited for first.
+
+        Args:
+          rounds_done: that the state has behind it.
+          state: any pytree of arrays.
+          rows: checksums of the rows that belong to it, which ``restore`` gives back.
 
         Raises:
           CheckpointError: this save or the one before failed.
@@ -64,7 +73,9 @@ class Checkpoints:
         about = _about(leaves)
         parts = ocp.args.Composite(
             state=ocp.args.PyTreeSave(leaves),
-            checksums=ocp.args.JsonSave({"leaves": about, "sha256": _of_json(about)}),
+            checksums=ocp.args.JsonSave(
+                {"leaves": about, "rows": list(rows), "sha256": _of_json([about, list(rows)])}
+            ),
         )
         try:
             saved = self._manager.save(rounds_done, args=parts)
@@ -72,11 +83,14 @@ class Checkpoints:
             raise self._unwritten(e) from e
         assert saved, f"a checkpoint of round {rounds_done} or later exists"
 
-    def restore(self) -> tuple[int, Leaves]:
+    def restore(self, fits: Fits = lambda rounds_done, rows: None) -> tuple[int, Leaves]:
         """The newest state that is whole, with the rounds that it has behind it; 0 and {} if none.
 
         Damaged states that are newer are reported in a line each, and moved to a numbered folder in
         FOLDER.damaged.
+
+        Args:
+          fits: raises a CheckpointError if what else is there does not go with a state.
 
         Raises:
           CheckpointError: there are states, but none is whole. Nothing is moved or changed then.
@@ -84,7 +98,7 @@ class Checkpoints:
         faults: dict[int, str] = {}
         for rounds_done in sorted(self._manager.all_steps(), reverse=True):
             try:
-                leaves = self._read(rounds_done)
+                leaves = self._read(rounds_done, fits)
             except Exception as e:  # Orbax and TensorStore raise many kinds
                 faults[rounds_done] = f"the checkpoint of round {rounds_done}: {_one_line(e)}"
                 continue
@@ -103,23 +117,31 @@ class Checkpoints:
             )
         return 0, {}
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until everything is on disk.
 
         Raises:
           CheckpointError: the last save failed.
         """
         try:
-            with contextlib.closing(self._manager):  # left open, its threads can stall the exit
+            self._manager.wait_until_finished()
+        except Exception as e:
+            raise self._unwritten(e) from e
+
+    def close(self) -> None:
+        """Waits, as ``wait``, and ends the threads of Orbax, which can stall the exit."""
+        try:
+            with contextlib.closing(self._manager):  # which may raise what waiting did not
                 self._manager.wait_until_finished()
         except Exception as e:
             raise self._unwritten(e) from e
 
-    def _read(self, rounds_done: int) -> Leaves:
+    def _read(self, rounds_done: int, fits: Fits) -> Leaves:
         checksums = self._restored(rounds_done, "checksums", ocp.args.JsonRestore())
-        about = checksums["leaves"]
-        if _of_json(about) != checksums["sha256"]:
+        about, rows = checksums["leaves"], checksums.get("rows")  # of old, there were none of rows
+        if _of_json(about if rows is None else [about, rows]) != checksums["sha256"]:
             raise CheckpointError("its list of checksums is damaged")
+        fits(rounds_done, rows)
         leaves = {}
         for name, of in about.items():  # one by one, to know whose file cannot be read
             part = dict.fromkeys(about, ocp.PLACEHOLDER)

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ from fedprune.checkpoint import (
     rebuild,
 )
 from fedprune.round import RoundInfo
-from fedprune.writer import Metrics, Row
+from fedprune.writer import Metrics, Row, checksum
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def train(
       RunDirectoryError: the rows that are there are damaged.
       ProcessesError: that happened to process 0, or the processes run different programs.
     """
-    metrics = None if folder is None else Metrics(folder)
+    metrics = None if folder is None else Metrics(folder, [program.name for program in programs])
     bar = tqdm(
         total=rounds * len(programs), unit="round", disable=None if processes.is_first() else True
     )
@@ -97,9 +98,10 @@ def train(
                 _train(program, record, bar, rounds, every, save_every, stop)
     finally:
         bar.close()
-        if metrics:
-            metrics.close()
-    return metrics.rows() if metrics else []
+    if not metrics:
+        return []
+    metrics.order()
+    return metrics.rows()
 
 
 class _Record:
@@ -114,14 +116,32 @@ class _Record:
         self._leaves: Leaves = {}
 
     def done(self, rounds: int) -> int:
-        """Rounds of the newest checkpoint, which is read; the rows beyond it are dropped."""
+        """Rounds of the newest checkpoint that is whole and has its rows, which is read; the rows
+        beyond it are dropped."""
 
         def read() -> int:
             if not (self._checkpoints and self._metrics):
                 return 0
-            done, self._leaves = self._checkpoints.restore()
-            _check(self._program, done, rounds, self._metrics)
             name = self._program.name
+            every, damaged = self._metrics.readable()
+            rows = [row for row in every if row["program"] == name]
+            lines = [f"line {number} is damaged" for number in damaged]
+            faults = list(lines)
+
+            def fits(done: int, sums: Sequence[str] | None) -> None:
+                fault = _misfit(self._program, done, rows, sums)
+                if fault:
+                    faults.append(fault)
+                    raise CheckpointError("metrics.jsonl: " + "; ".join((*lines, fault)))
+
+            done, self._leaves = self._checkpoints.restore(fits)
+            if done > rounds:
+                raise CheckpointError(
+                    f"{name}: its checkpoint is of round {done}, beyond run.rounds={rounds}"
+                )
+            if faults:
+                copy = self._metrics.set_aside()
+                log.warning("metrics.jsonl: %s; a copy of it is %s", faults[0], copy)
             self._metrics.keep(lambda row: row["program"] != name or row["round"] <= done)
             return done
 
@@ -149,11 +169,23 @@ class _Record:
 
         def save() -> None:
             if self._checkpoints:
-                self._checkpoints.save(done, {"state": state, "key": arms.key[:real]})
+                assert self._metrics
+                rows = self._metrics.checksums(self._program.name)
+                self._checkpoints.save(done, {"state": state, "key": arms.key[:real]}, rows)
 
         processes.together(save)
 
+    def finish(self) -> None:
+        """Waits until what was saved is on disk."""
+
+        def wait() -> None:
+            if self._checkpoints:
+                self._checkpoints.wait()
+
+        processes.together(wait)
+
     def close(self) -> None:
+        """On its own, as after a fault of one process; it waits as ``finish`` does."""
         if self._checkpoints:
             self._checkpoints.close()
 
@@ -191,6 +223,7 @@ def _train(
         if any(processes.gather(stop)):
             if saved < done:
                 record.save(done, arms)
+            record.finish()
             raise Stopped(f"{program.name} was stopped after round {done} of {rounds}")
         length = min(every, rounds - done)
         state, infos, measured = segment(length)(arms)
@@ -210,6 +243,7 @@ def _train(
             "%s: round %d of %d, mean accuracy %.3f, %.0f s left in this program",
             *(program.name, done, rounds, accuracy, left),
         )
+    record.finish()
 
 
 def _code(compiled: mesh.Compiled, arms: run.Arms) -> str:
@@ -217,20 +251,33 @@ def _code(compiled: mesh.Compiled, arms: run.Arms) -> str:
     return hashlib.sha256(compiled.lower(arms).as_text().encode()).hexdigest()
 
 
-def _check(program: Program, done: int, rounds: int, metrics: Metrics) -> None:
-    """Whether a program can go on after so many rounds: its arms have all their rows so far."""
-    if done > rounds:
-        raise CheckpointError(
-            f"{program.name}: its checkpoint is of round {done}, beyond run.rounds={rounds}"
-        )
+def _misfit(
+    program: Program, done: int, rows: Sequence[Row], sums: Sequence[str] | None
+) -> str | None:
+    """Why a program cannot go on after so many rounds with the rows that are there; None: it can.
+
+    Its arms must have all their rows so far, as they were when the state was saved.
+    """
     wanted = [(*label, r + 1) for r in range(done) for label in program.labels]
-    rows = (row for row in metrics.rows() if row["program"] == program.name)
-    if [(r["arm"], r["seed"], r["round"]) for r in rows if r["round"] <= done] != wanted:
+    rows = [row for row in rows if row["round"] <= done]
+    if not set(program.labels) <= {(row["arm"], row["seed"]) for row in rows}:
         arms = ", ".join(dict.fromkeys(label.arm for label in program.labels))
-        raise CheckpointError(
-            f"metrics.jsonl: must have the rows of rounds 1 to {done} of {program.name}, like its"
-            f" checkpoint, for the arms {arms}"
+        return (
+            f"must have the rows of rounds 1 to {done} of {program.name}, like its checkpoint, for"
+            f" the arms {arms}"
         )
+    there = [(row["arm"], row["seed"], row["round"]) for row in rows]
+    for is_, should in zip_longest(there, wanted):
+        if is_ != should:
+            return f"{_named(program, *(should or is_))} is not in its place"
+    for place, row, was in zip(wanted, rows, sums or (), strict=sums is not None):
+        if checksum(row) != was:
+            return f"{_named(program, *place)} is damaged"
+    return None
+
+
+def _named(program: Program, arm: str, seed: int, at: int) -> str:
+    return f"the row of {program.name}, arm {arm}, seed {seed}, round {at},"
 
 
 def _rows(program: Program, done: int, infos: RoundInfo, measured: Any) -> list[Row]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +17,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy import stats
 
-from fedprune.writer import Row, write_json
+from fedprune.writer import Row, write_bytes, write_json, write_text
 
 LEVEL = 0.95
 STYLE: Any = {
@@ -78,15 +80,28 @@ def curves(rows: Sequence[Row], arm: str, column: str) -> tuple[np.ndarray, np.n
 
 
 def final(rows: Sequence[Row], arm: str, column: str) -> np.ndarray:
-    """An arm's last recorded value of a column for every seed, [seeds]."""
-    return curves(rows, arm, column)[1][:, -1]
+    """An arm's last recorded value of a column for every seed, [seeds]; nan if there is none."""
+    rounds, values = curves(rows, arm, column)
+    if not len(rounds):
+        return np.full(len({row["seed"] for row in rows if row["arm"] == arm}), np.nan)
+    return values[:, -1]
 
 
 def spent(rows: Sequence[Row], arm: str, column: str, rounds: np.ndarray) -> np.ndarray:
     """What an arm spent of a cost up to the given rounds, [n]; mean over seeds."""
-    every, each = curves(rows, arm, column)
-    total = np.concatenate([[0.0], np.nan_to_num(each).cumsum(1).mean(0)])
+    mine = [row for row in rows if row["arm"] == arm]
+    each: dict[int, float] = {}
+    for row in mine:
+        each[row["round"]] = each.get(row["round"], 0.0) + _cost(row, column)
+    every = sorted(each)
+    seeds = len({row["seed"] for row in mine})
+    total = np.concatenate([[0.0], np.cumsum([each[at] for at in every]) / seeds])
     return total[np.searchsorted(every, rounds, side="right")]
+
+
+def _cost(row: Row, column: str) -> float:
+    """A cost of a round; infinite where the row has null, as over a link without capacity."""
+    return math.inf if row[column] is None else row[column]
 
 
 def late_change(rows: Sequence[Row], arm: str, column: str = "test_accuracy") -> float:
@@ -109,7 +124,7 @@ def judge(difference: Sequence[float] | np.ndarray, above: float) -> tuple[bool 
 
 
 def arm_summary(rows: Sequence[Row], arm: str) -> dict[str, Any]:
-    """What ``summary.json`` says of an arm."""
+    """What ``summary.json`` says of an arm. A cost may be infinite; "inf" in JSON."""
     accuracy = interval(final(rows, arm, "test_accuracy"))
     mine = [row for row in rows if row["arm"] == arm]
     seeds = len({row["seed"] for row in mine})
@@ -122,10 +137,10 @@ def arm_summary(rows: Sequence[Row], arm: str) -> dict[str, Any]:
         "accuracy_ci95": accuracy.half,
         "loss_mean": interval(final(rows, arm, "test_loss")).mean,
         "kept_weights": interval(final(rows, arm, "kept")).mean,
-        "channel_uses": sum(row["channel_uses"] for row in mine) / seeds,
-        "side_information": sum(row["side_information"] for row in mine) / seeds,
-        "seconds": sum(row["seconds"] for row in mine) / seeds,
-        "joules": sum(row["energy"] for row in mine) / seeds,
+        "channel_uses": sum(_cost(row, "channel_uses") for row in mine) / seeds,
+        "side_information": sum(_cost(row, "side_information") for row in mine) / seeds,
+        "seconds": sum(_cost(row, "seconds") for row in mine) / seeds,
+        "joules": sum(_cost(row, "energy") for row in mine) / seeds,
         "excluded_updates": sum(row["excluded"] for row in mine),
     }
 
@@ -258,6 +273,24 @@ def write_run(
     Returns:
       The text of the report.
     """
+    write_summary(folder, experiment, config, rows, arms, tables, verdicts)
+    judged = verdict_table(verdicts) if verdicts else ""
+    sections = [*tables.items(), (claims, judged)]
+    text = "\n\n".join(f"{heading}\n\n{body}" for heading, body in sections if body) + "\n"
+    write_text(folder / "report.md", text)
+    return text
+
+
+def write_summary(
+    folder: Path,
+    experiment: str,
+    config: Mapping[str, Any],
+    rows: Sequence[Row],
+    arms: Sequence[str],
+    tables: Mapping[str, str],
+    verdicts: Sequence[Verdict],
+) -> None:
+    """Writes ``summary.json``; the arguments are those of ``write_run``."""
     write_json(
         folder / "summary.json",
         {
@@ -269,11 +302,6 @@ def write_run(
             "claims": [v._asdict() for v in verdicts],
         },
     )
-    judged = verdict_table(verdicts) if verdicts else ""
-    sections = [*tables.items(), (claims, judged)]
-    text = "\n\n".join(f"{heading}\n\n{body}" for heading, body in sections if body) + "\n"
-    (folder / "report.md").write_text(text)
-    return text
 
 
 def line_figure(
@@ -384,6 +412,9 @@ def label_decades(axes: Any) -> None:
 
 def save(figure: Any, path: Path) -> None:
     """As PNG and as SVG, with nothing in them that differs between equal runs; then closes it."""
-    figure.savefig(path.with_suffix(".png"), dpi=200)
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    about: dict[str, Any] = {".png": {"dpi": 200}, ".svg": {"metadata": {"Date": None}}}
+    for ending, options in about.items():
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=ending[1:], **options)
+        write_bytes(path.with_suffix(ending), drawn.getvalue())
     plt.close(figure)

@@ -6,18 +6,23 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import fnmatch
+import hashlib
 import json
 import logging
 import math
 import os
 import shutil
+import socket
+import struct
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import scalar
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +83,11 @@ class RunDirectory:
             self._moved = self._check_own(config, source, places)
         elif not file.exists() and _foreign(self.path):
             raise RunDirectoryError(f"workdir={self.path}: is neither empty nor a run directory")
+        elif not fresh and not file.exists() and _was_run(self.path):
+            raise RunDirectoryError(
+                f"workdir={self.path}: holds a run, but no config.json that says which; put"
+                " it back, take a new directory, or start over with --fresh"
+            )
         with contextlib.ExitStack() as stack:
             if source is not None and not begun:
                 stack.enter_context(_open_source(source, self.path, config, free))
@@ -168,46 +178,112 @@ class RunDirectory:
 
 
 class Metrics:
-    """``metrics.jsonl``, a line a round and arm, and the same numbers as TensorBoard scalars."""
+    """``metrics.jsonl``, a line a round and arm, and the same numbers as TensorBoard scalars.
 
-    def __init__(self, folder: Path) -> None:
+    No file is held open, and no thread writes: what does not fit on the disk is an error of the
+    call that writes it.
+
+    Args:
+      folder: the run directory.
+      programs: whose rows belong there, in their order; None: any.
+    """
+
+    def __init__(self, folder: Path, programs: Sequence[str] | None = None) -> None:
+        self._programs = programs
         self._path = folder / "metrics.jsonl"
         self._boards = folder / "tensorboard"
-        self._open: dict[str, SummaryWriter] = {}
+        self._begun: dict[str, Path] = {}
+        self._sums: dict[str, list[str]] = {}
 
     def rows(self) -> list[Row]:
         """All rows so far, as ``read_rows``."""
         return list(read_rows(self._path))
 
+    def readable(self) -> tuple[list[Row], list[int]]:
+        """The rows that can be read, and the numbers of the lines that are damaged."""
+        rows, damaged = [], []
+        for number, row in _lines(self._path):
+            if not _is_row(row) or row["program"] not in (self._programs or (row["program"],)):
+                damaged.append(number)
+            else:
+                rows.append(row)
+        return rows, damaged
+
+    def checksums(self, program: str) -> list[str]:
+        """Those of a program's rows: of what was kept and what was written since."""
+        return self._sums.get(program, [])
+
+    def set_aside(self) -> Path:
+        """Copies the file as it is into a numbered folder of ``metrics.damaged``; the copy."""
+        folder = numbered(self._path.with_suffix(".damaged"))
+        return Path(shutil.copy(self._path, folder))
+
     def keep(self, wanted: Callable[[Row], bool]) -> None:
-        """Drops the rows that are not wanted, and a last line that was cut off."""
-        lines = (json.dumps(row) + "\n" for row in self.rows() if wanted(row))
-        write_text(self._path, "".join(lines))
+        """Drops the rows that are not wanted, and lines that are damaged or cut off."""
+        self._replace([row for row in self.readable()[0] if wanted(row)])
+
+    def order(self) -> None:
+        """Puts the rows in the order of the programs, in which an unbroken run writes them."""
+        rows, programs = self.rows(), list(self._programs or ())
+        ordered = sorted(rows, key=lambda row: programs.index(row["program"]))
+        if ordered != rows:
+            self._replace(ordered)
+
+    def _replace(self, rows: Sequence[Row]) -> None:
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._sums = {}
+        self._count(rows)
+
+    def _count(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            self._sums.setdefault(row["program"], []).append(checksum(row))
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Appends rows; on disk when it returns. NaN and infinities become null."""
+        """Appends rows; on disk when it returns. NaN and infinities become null.
+
+        Raises:
+          OSError: a file cannot be written; it is named. Of the rows, some may be there.
+        """
         rows = [{k: _finite(v) for k, v in row.items()} for row in rows]
         with _naming(self._path), self._path.open("a") as f:
             f.writelines(json.dumps(row) + "\n" for row in rows)
             f.flush()
             os.fsync(f.fileno())
+        self._count(rows)
+        boards: dict[str, list[Row]] = {}
         for row in rows:
-            board = self._board(f"{row['arm']}/seed{row['seed']}", row["round"])
-            for name, value in flat(row):
-                number = isinstance(value, int | float)  # neither null nor a histogram
-                if number and name not in ("program", "arm", "seed", "round"):
-                    board.add_scalar(name, value, row["round"])
+            boards.setdefault(f"{row['arm']}/seed{row['seed']}", []).append(row)
+        for name, mine in boards.items():
+            self._show(name, mine)
 
-    def close(self) -> None:
-        for board in self._open.values():
-            board.close()
-        self._open.clear()
-
-    def _board(self, name: str, first: int) -> SummaryWriter:
-        if name not in self._open:
+    def _show(self, name: str, rows: Sequence[Row]) -> None:
+        """Appends rows of one arm and seed to its file of TensorBoard events."""
+        now, events = time.time(), []
+        if name not in self._begun:
+            host = socket.gethostname()
+            self._begun[name] = self._boards / name / f"events.out.tfevents.{now:.6f}.{host}"
+            events.append(Event(wall_time=now, file_version="brain.Event:2"))
             # What an interrupted run wrote from this round on is void.
-            self._open[name] = SummaryWriter(str(self._boards / name), purge_step=first)
-        return self._open[name]
+            start = SessionLog(status=SessionLog.START)
+            events.append(Event(wall_time=now, step=rows[0]["round"], session_log=start))
+        for row in rows:
+            for column, value in flat(row):
+                number = isinstance(value, int | float)  # neither null nor a histogram
+                if number and column not in ("program", "arm", "seed", "round"):
+                    shown = scalar(column, value)
+                    events.append(Event(wall_time=now, step=row["round"], summary=shown))
+        file = self._begun[name]
+        with _naming(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("ab") as f:
+                f.writelines(_record(event.SerializeToString()) for event in events)
+
+
+def _record(data: bytes) -> bytes:
+    """One record of a TFRecord file, which TensorBoard reads."""
+    size = struct.pack("<Q", len(data))
+    sums = [struct.pack("<I", masked_crc32c(part)) for part in (size, data)]
+    return size + sums[0] + data + sums[1]
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -218,31 +294,72 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
       RunDirectoryError: another line is damaged.
     """
+    for number, row in _lines(path):
+        if row is None:
+            raise RunDirectoryError(f"{path}: line {number} is damaged")
+        yield row
+
+
+def checksum(row: Row) -> str:
+    """64 bits of the SHA-256 of a row's line, as 16 digits."""
+    return hashlib.sha256(json.dumps(row).encode()).hexdigest()[:16]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(number from 1, value) of every line but a last one that was cut off; None: no JSON."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except ValueError as e:
+        except ValueError:
             if number == len(lines) and not line.endswith(b"\n"):
                 return
-            raise RunDirectoryError(f"{path}: line {number} is damaged") from e
-        yield row
+            row = None
+        yield number, row
+
+
+def _is_row(row: Any) -> bool:
+    kinds = {"program": str, "arm": str, "seed": int, "round": int}
+    return isinstance(row, dict) and all(type(row.get(k)) is kind for k, kind in kinds.items())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file in one step: readers see the old one or the whole new one."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Writes a JSON file in one step: readers see the old one or the whole new one.
+
+    JSON has no infinities: they are the strings "inf" and "-inf", which ``float`` reads. NaN is
+    null.
+    """
+    write_text(path, json.dumps(_strict(value), indent=2, allow_nan=False) + "\n")
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _strict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(float(value))
+    return value
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file in one step, likewise."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file in one step, likewise. What does not fit on the disk takes no room there."""
     temporary = path.with_name(f".{path.name}.tmp")
     with _naming(path):
-        with temporary.open("w") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
+        try:
+            with temporary.open("wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager
@@ -282,18 +399,30 @@ def _now() -> str:
 
 
 def set_aside(paths: Iterable[Path], folder: Path) -> Path:
-    """Moves files into the next numbered folder, ``folder``/1, /2, ..., and returns it."""
+    """Moves files into the next numbered folder, and returns it."""
+    place = numbered(folder)
+    for path in paths:
+        path.rename(place / path.name)
+    return place
+
+
+def numbered(folder: Path) -> Path:
+    """Makes the next numbered folder, ``folder``/1, /2, ..., and returns it."""
     used = [int(p.name) for p in folder.glob("*") if p.name.isdecimal()]
     place = folder / str(1 + max(used, default=0))
     place.mkdir(parents=True)
-    for path in paths:
-        path.rename(place / path.name)
     return place
 
 
 def _foreign(path: Path) -> bool:
     """Whether a directory without a configuration is not one that was killed while it was made."""
     return path.is_dir() and any(path.iterdir()) and not (path / LOCK).exists()
+
+
+def _was_run(path: Path) -> bool:
+    """Whether a directory has had a start, of which its configuration is older."""
+    run = path / "run.json"
+    return run.exists() and bool(_read_json(run)["starts"])
 
 
 def locked(file: IO[str], owner: str) -> IO[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from fedprune import config as cfg
 from fedprune import report
-from fedprune.writer import Metrics, Row, flat
+from fedprune.writer import Metrics, Row, flat, write_bytes, write_text
 from launch.grid import SEED, Trial, label, written
 from launch.trials import Sweep, state
 
@@ -60,18 +61,27 @@ def _tidy(sweep: Sweep, trial: Trial) -> list[Row]:
 def _write_table(sweep: Sweep, rows: Sequence[Row]) -> str:
     """Returns the names of the files, and why one was not written."""
     columns = [c for c in dict.fromkeys(c for row in rows for c in row) if c != "combination"]
-    with (sweep.folder / "results.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, columns, extrasaction="ignore")
-        table.writeheader()
-        table.writerows(rows)
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, columns, extrasaction="ignore")
+    table.writerow({column: _cell(column) for column in columns})
+    table.writerows({column: _cell(value) for column, value in row.items()} for row in rows)
+    write_text(sweep.folder / "results.csv", text.getvalue())
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         return f"{sweep.folder}/results.csv (no results.parquet: pip install -e '.[sweep]')"
     arrays: dict[str, Any] = {c: [row.get(c) for row in rows] for c in columns}
-    parquet.write_table(pyarrow.table(arrays), sweep.folder / "results.parquet")
+    packed = io.BytesIO()
+    parquet.write_table(pyarrow.table(arrays), packed)
+    write_bytes(sweep.folder / "results.parquet", packed.getvalue())
     return f"{sweep.folder}/results.csv and results.parquet"
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula, with an apostrophe before it."""
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula else value
 
 
 def _final(rows: Sequence[Row], combination: str, arm: str) -> np.ndarray:

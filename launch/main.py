@@ -26,6 +26,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,10 @@ HELP = flags.DEFINE_bool(
 
 class UsageError(Exception):
     """A command line that cannot be used; the message is one line."""
+
+
+class ReportError(Exception):
+    """A report that the experiment cannot make of a run that is done; the message is one line."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -128,10 +133,7 @@ def _run(config: cfg.Config, workdir: str) -> int:
     backend.configure(config.mesh.devices // processes.count(), cache=not PROFILE.value)
     level = logging.INFO if processes.is_first() else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    for noisy in ("jax", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    for raises in ("absl", "orbax"):  # Orbax logs with a traceback what it raises
-        logging.getLogger(raises).setLevel(logging.CRITICAL)
+    quiet()
 
     from fedprune import checkpoint, data, experiment, loop, page, writer
 
@@ -164,13 +166,20 @@ def _run(config: cfg.Config, workdir: str) -> int:
                 print(_profile(plan, Path(workdir)))
                 return 0
             directory = processes.together(open_directory)
-            rows = experiment.execute(plan, directory, stop.is_set)
+            try:
+                rows = experiment.execute(plan, directory, stop.is_set)
+            except loop.Stopped as e:
+                processes.part()
+                if directory:
+                    directory.ended()
+                logging.warning("%s; the same command goes on", e)
+                return monitor.RETRY
             processes.part()
             for number, handler in was.items():
                 signal.signal(number, handler)
             if directory:
-                print(module.report(config, rows, directory.path))
                 directory.ended()
+                print(_reported(module, config, rows, directory.path))
                 page.write([directory.path], directory.path / page.NAME)
                 files = "report.md, report.html, summary.json, figures/, metrics.jsonl"
                 print(f"Results in {directory.path}: {files}")
@@ -180,16 +189,50 @@ def _run(config: cfg.Config, workdir: str) -> int:
             checkpoint.CheckpointError,
             processes.ProcessesError,
             page.RunError,
+            ReportError,
             OSError,
         ) as e:
             return refuse(e, 1)
-        except loop.Stopped as e:
-            processes.part()
-            if directory:
-                directory.ended()
-            logging.warning("%s; the same command goes on", e)
-            return monitor.RETRY
     return 0
+
+
+def _reported(module: Any, config: cfg.Config, rows: list[Any], folder: Path) -> str:
+    """The text of the experiment's report, which is written.
+
+    Raises:
+      ReportError: the experiment cannot make it. Then there is a summary without its tables.
+    """
+    try:
+        return module.report(config, rows, folder)
+    except OSError:
+        raise
+    except Exception as e:
+        from fedprune import report
+
+        at = traceback.extract_tb(e.__traceback__)[-1]
+        arms = list(dict.fromkeys(row["arm"] for row in rows))
+        name = config.experiment.rpartition(".")[2]
+        report.write_summary(folder, name, cfg.to_json(config), rows, arms, {}, [])
+        raise ReportError(
+            f"{folder}: the run is done, but its report failed ({type(e).__name__}: {e}, in"
+            f" {Path(at.filename).name}:{at.lineno}); metrics.jsonl and summary.json are there, and"
+            " the same command makes the report again"
+        ) from e
+
+
+def quiet() -> None:
+    """Keeps the libraries from printing what is no news, or what they raise as well."""
+    for noisy in ("jax", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for raises in ("absl", "orbax"):  # Orbax logs with a traceback what it raises
+        logging.getLogger(raises).setLevel(logging.CRITICAL)
+
+    def unraisable(about: Any) -> None:
+        # When one write has failed, Orbax does not wait for the others, whose ends go nowhere.
+        if str(about.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(about)
+
+    sys.unraisablehook = unraisable
 
 
 def _check_processes(config: cfg.Config) -> None:

@@ -37,9 +37,11 @@ def stay_with_monitor() -> None:
     """Ends this process when its monitor is gone, be it by SIGKILL."""
 
     def wait() -> None:
-        while os.read(0, 1):
-            pass
-        os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            while os.read(0, 1):
+                pass
+        finally:  # a monitor that cannot be heard counts as gone
+            os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True).start()
 

@@ -134,7 +134,6 @@ def _write(
     metrics = Metrics(directory.path)
     metrics.keep(lambda row: False)
     metrics.write(rows)
-    metrics.close()
     module.report(config, rows, directory.path)
     directory.ended()
     page.write([directory.path], directory.path / page.NAME)

@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
         _check_place(sweep, config)
     except (launcher.UsageError, cfg.ConfigError) as e:
         return launcher.refuse(e, 2)
-    except writer.RunDirectoryError as e:
+    except (writer.RunDirectoryError, OSError) as e:
         return launcher.refuse(e, 1)
     if DRY_RUN.value:
         print(_dry_run(sweep, config, module))
@@ -351,8 +351,7 @@ def _collect(sweep: Sweep, config: cfg.Config) -> int:
 
 
 def _program(sweep: Sweep, config: cfg.Config, module, todo: Sequence[Trial]) -> bool:
-    for noisy in ("jax", "matplotlib", "absl", "orbax"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    launcher.quiet()
     backend.configure(config.mesh.devices)
     program.run(sweep, module, config, todo)
     return True

@@ -11,8 +11,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from experiments import ota_pruning
+from fedprune.writer import read_rows
+from launch import main as launcher
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "--config=experiments/ota_pruning.py:fast"
@@ -117,6 +122,22 @@ def test_a_disk_that_is_full_for_the_metrics(tmp_path):
     result = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert lines(tmp_path / "run" / "metrics.jsonl") == 12 * 20
+
+
+def test_a_report_that_fails_loses_nothing(unbroken, tmp_path):
+    """One line says where it failed; there is a summary of the arms, and no report."""
+
+    def report(config, rows, folder):
+        raise TypeError("of all things")
+
+    config = ota_pruning.get_config("fast")
+    rows = list(read_rows(unbroken / "metrics.jsonl"))
+    with pytest.raises(launcher.ReportError, match="TypeError: of all things, in test_launch"):
+        launcher._reported(SimpleNamespace(report=report), config, rows, tmp_path)
+    found, whole = (
+        json.loads((folder / "summary.json").read_text())["arms"] for folder in (tmp_path, unbroken)
+    )
+    assert sorted(found, key=str) == sorted(whole, key=str)
 
 
 def lines(path: Path) -> int:

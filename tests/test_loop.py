@@ -1,23 +1,30 @@
 """Segments, checkpoints and run directories, with a program that is a few lines of NumPy."""
 
+import contextlib
 import fnmatch
 import json
 import logging
+import resource
 import shutil
+import struct
+import subprocess
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from experiments import ota_pruning
-from fedprune import build, loop, run
+from fedprune import build, checkpoint, loop, run
 from fedprune import config as cfg
 from fedprune.checkpoint import CheckpointError
 from fedprune.round import RoundInfo
 from fedprune.types import Cost
-from fedprune.writer import LOCK, RunDirectory, RunDirectoryError
+from fedprune.writer import LOCK, RunDirectory, RunDirectoryError, checksum
 
 LABELS = [loop.Label("slow", 0), loop.Label("fast", 0)]
 CONFIG = {"run": {"rounds": 12, "every": 2}, "local": {"lr": 0.1}, "model": {"hidden": [8]}}
@@ -171,10 +178,87 @@ def test_what_cannot_go_on_is_left_as_it_is(unbroken, tmp_path):
     refused(r"state\.x is float64\[2, 3\], must be float64\[2, 4\]", width=4, rounds=14)
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join([*lines[:5], lines[5][:20], *lines[6:]]))
-    refused(r"metrics\.jsonl: line 6 is damaged")
+    refused(
+        r"metrics\.jsonl: line 6 is damaged; the row of program0, arm fast, seed 0, round 3, is not"
+    )
     for step in ("8", "12"):
         damage(folder / "checkpoints" / "program0" / step)
     refused("no checkpoint is whole: the checkpoint of round 12: .*; the checkpoint of round 8: ")
+
+
+def test_no_flipped_bit_in_the_rows_goes_unnoticed(unbroken, tmp_path):
+    """A row is the one that was written, or it is known that there is damage."""
+    content = (unbroken / "metrics.jsonl").read_bytes()
+    metrics, rng, noticed = loop.Metrics(tmp_path), np.random.default_rng(0), 0
+    rows = [json.loads(line) for line in content.splitlines()]
+    sums = [checksum(row) for row in rows]
+    assert loop._misfit(program(), 12, rows, sums) is None
+    for bit in rng.integers(8 * len(content), size=500):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "metrics.jsonl").write_bytes(flipped)
+        found = [row for row in metrics.readable()[0] if row["program"] == "program0"]
+        noticed += loop._misfit(program(), 12, found, sums) is not None
+        assert found == rows or loop._misfit(program(), 12, found, sums)
+    assert noticed > 450
+
+
+@pytest.mark.parametrize("by", ["number", "line", "removed", "program"])
+def test_a_damaged_row_is_named_and_computed_again(unbroken, tmp_path, caplog, by):
+    """Of round 11, which the checkpoint of round 8 does without."""
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    content = (folder / "metrics.jsonl").read_text()
+    lines = content.splitlines(keepends=True)
+    line = lines[21]
+    loss = f'"train_loss": {json.loads(line)["train_loss"]}'
+    lines[21] = {
+        "number": line.replace(loss, '"train_loss": 0.25'),
+        "line": line[:20] + "\n",
+        "removed": "",
+        "program": line.replace("program0", "program1"),
+    }[by]
+    damaged = "".join(lines)
+    assert damaged != content
+    (folder / "metrics.jsonl").write_text(damaged)
+    assert train(folder) == content
+    assert "the row of program0, arm fast, seed 0, round 11, is" in caplog.text
+    assert "taking that of round 8" in caplog.text
+    assert (folder / "metrics.damaged" / "1" / "metrics.jsonl").read_text() == damaged
+
+    lines[4] = lines[4].replace("0.0}", "0.5}")  # of round 3, which both checkpoints need
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    before = files(folder)
+    with pytest.raises(CheckpointError, match="arm slow, seed 0, round 3, is damaged"):
+        train(folder)
+    assert files(folder) == before
+
+
+def test_rows_stay_in_the_order_of_the_programs(tmp_path):
+    """Also where the first program has to go back after the second one has begun."""
+    programs = [program(), program()._replace(name="program1")]
+    loop.train(programs, tmp_path, 12, 2, 2)
+    content = (tmp_path / "metrics.jsonl").read_bytes()
+    damage(tmp_path / "checkpoints" / "program0" / "12")
+    loop.train(programs, tmp_path, 12, 2, 2)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == content
+
+
+def test_checkpoints_of_before_have_no_checksums_of_rows(unbroken, tmp_path, monkeypatch):
+    def old(leaves_and_rows):
+        return real(leaves_and_rows[0] if isinstance(leaves_and_rows, list) else leaves_and_rows)
+
+    real = checkpoint._of_json
+    json_save = checkpoint.ocp.args.JsonSave
+    monkeypatch.setattr(
+        checkpoint.ocp.args,
+        "JsonSave",
+        lambda value: json_save({k: v for k, v in value.items() if k != "rows"}),
+    )
+    monkeypatch.setattr(checkpoint, "_of_json", old)
+    loop.train([program()], tmp_path, 8, 2, 2)
+    monkeypatch.undo()
+    assert train(tmp_path) == (unbroken / "metrics.jsonl").read_text()
 
 
 # Run directories -----
@@ -217,12 +301,96 @@ def test_a_run_goes_on_in_another_place(tmp_path, caplog):
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == four
 
 
+def start(folder: Path) -> str:
+    """A run directory as the launcher makes and ends it; the text of the metrics."""
+    with RunDirectory(folder, CONFIG) as directory:
+        directory.record(ENVIRONMENT)
+        text = train(folder)
+        directory.ended()
+    return text
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Gives a disk of so many kB a folder; what changes its size is returned with it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(*options: str) -> None:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", *options, "tmpfs", folder])
+        if done.returncode:
+            pytest.skip("a small disk can only be mounted with root's rights")
+
+    mount("size=64m")
+    yield folder, lambda size: mount(f"remount,size={size}")
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextlib.contextmanager
+def files_up_to(limit: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+full = pytest.mark.filterwarnings(  # Orbax does not wait for its other writes when one has failed
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@full
+@pytest.mark.parametrize("size", [4, 8, 12, 16, 20, 48, 80, 112])
+def test_a_full_disk_is_an_error_and_costs_nothing_else(unbroken, disk, size):
+    """Too small for the configuration, the record, TensorBoard, the metrics, the checkpoints."""
+    folder, resize = disk
+    resize(f"{size}k")
+    with pytest.raises((OSError, CheckpointError), match=r"No space left|RESOURCE_EXHAUSTED") as e:
+        start(folder / "run")
+    assert str(folder) in str(e.value)
+    assert not list(folder.glob("run/.*.tmp"))
+    resize("64m")
+    assert start(folder / "run") == (unbroken / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("limit", "file"),
+    [(100, "config.json"), (180, "run.json"), (1000, "metrics.jsonl")],
+)
+def test_a_file_that_cannot_grow_is_named(unbroken, tmp_path, limit, file):
+    """The first that is longer than so many bytes, as where a quota is used up."""
+    folder = tmp_path / "run"
+    with files_up_to(limit), pytest.raises((OSError, CheckpointError), match="too large") as e:
+        start(folder)
+    assert f"{folder}/{file}" in str(e.value)
+    assert start(folder) == (unbroken / "metrics.jsonl").read_text()
+
+
+def test_tensorboard_is_written_when_the_call_returns(tmp_path):
+    """What does not fit is an error of that call, and no thread is left that could wait for it."""
+    row = {"program": "p", "arm": "a", "seed": 0, "round": 1, **{f"n{i}": i for i in range(20)}}
+    threads = threading.active_count()
+    with files_up_to(400), pytest.raises(OSError, match="tensorboard/a/seed0/events"):
+        loop.Metrics(tmp_path).write([row])
+    loop.Metrics(tmp_path).write([row])
+    whole = max(tmp_path.rglob("events*"), key=lambda file: file.stat().st_mtime_ns).read_bytes()
+    tags = []
+    while whole:  # length, its sum, event, its sum
+        (size,) = struct.unpack("<Q", whole[:8])
+        event, whole = Event.FromString(whole[12 : 12 + size]), whole[16 + size :]
+        tags += [(v.tag, v.simple_value, event.step) for v in event.summary.value]
+    assert tags == [(f"n{i}", i, 1) for i in range(20)]
+    assert threading.active_count() == threads
+
+
 def test_rows_with_mappings(tmp_path):
     """Numbers that are not finite become null, and TensorBoard has one scalar for each number."""
     row = {"program": "p", "arm": "a", "seed": 0, "round": 1, "kept": 3, "test_histogram": [1, 2]}
     metrics = loop.Metrics(tmp_path)
     metrics.write([{**row, "density": {"a/kernel": 0.5, "b/kernel": float("nan")}}])
-    metrics.close()
     assert metrics.rows() == [{**row, "density": {"a/kernel": 0.5, "b/kernel": None}}]
     (board,) = (tmp_path / "tensorboard").rglob("events*")
     written = board.read_bytes()
@@ -272,6 +440,18 @@ def test_killed_while_a_directory_was_made(unbroken, tmp_path, monkeypatch):
     assert (folder / "checkpoints").exists()
     RunDirectory(folder, CONFIG).close()
     assert {p.name for p in folder.iterdir()} == {LOCK, "old", "config.json", "run.json"}
+
+
+def test_a_run_without_its_configuration_is_left_as_it_is(unbroken, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    (folder / "config.json").unlink()
+    before = files(folder)
+    with pytest.raises(RunDirectoryError, match=r"holds a run, but no config\.json"):
+        RunDirectory(folder, CONFIG)
+    assert files(folder) == before
+    RunDirectory(folder, CONFIG, fresh=True).close()
+    assert (folder / "old" / "1" / "checkpoints" / "program0" / "12").exists()
 
 
 def test_resume_from_another_run(unbroken, tmp_path):

@@ -1,5 +1,7 @@
 """Intervals, verdicts and tables against SciPy and by hand."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -69,3 +71,20 @@ def test_figure_is_written_twice_the_same(tmp_path):
         report.accuracy_figure(tmp_path / name, data, {"a": "A", "b": "B"}, "title", (0, 100), [2])
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+def test_infinite_costs_and_losses_that_are_no_numbers(tmp_path):
+    """Rows have null for both; a run in which a link has no capacity still has its summary."""
+    costs = dict.fromkeys(("channel_uses", "side_information", "seconds", "energy"), 2.0)
+    row = {"program": "p", "arm": "a", "kept": 1, "excluded": 0, "test_loss": None, **costs}
+    rows = [
+        {**row, "seed": s, "round": r, "test_accuracy": 0.5, "energy": None if r == 2 else 1.0}
+        for r in (1, 2)
+        for s in (0, 1)
+    ]
+    assert report.spent(rows, "a", "energy", np.array([0, 1, 2])).tolist() == [0.0, 1.0, np.inf]
+    report.write_summary(tmp_path, "e", {"variant": "v"}, rows, ["a"], {}, [])
+    text = (tmp_path / "summary.json").read_text()
+    (arm,) = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["arms"]
+    assert float(arm["joules"]) == np.inf
+    assert (arm["joules"], arm["seconds"], arm["loss_mean"]) == ("inf", 4.0, None)

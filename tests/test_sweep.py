@@ -846,3 +846,11 @@ def test_as_many_arrays_as_it_takes():
     parts = slurm.parts(many)
     assert [len(part) for part in parts] == [1000, 1000, 500]
     assert [trial for part in parts for trial in part] == many
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [("=1+1", "'=1+1"), ("@a", "'@a"), ("+a", "'+a"), ("-a", "'-a"), (-1.5, -1.5), ("a=b", "a=b")],
+)
+def test_no_cell_of_a_table_is_a_formula(value, cell):
+    assert collect._cell(value) == cell
