@@ -158,4 +158,5 @@ def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
         of_both("init"),
         of_both("remember"),
         None if values.survey is None else survey,
+        masks=values.masks,
     )
