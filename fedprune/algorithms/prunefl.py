@@ -34,16 +34,18 @@ def train(model: Model, then: LocalUpdate, asked, batch: int) -> LocalUpdate:
         )
 
     def update(key, t, params, mask, client):
+        nothing = jax.tree.map(jnp.zeros_like, params)
+        drawn = jax.random.randint(
+            rng.stream(key, "report"), (batch,), 0, jnp.maximum(client.size, 1)
+        )
+        at, nothing, own, drawn = tree.match((params, nothing, client, drawn))
+
         def squares():
-            size = jnp.maximum(client.size, 1)
-            x, y = client.take(jax.random.randint(rng.stream(key, "report"), (batch,), 0, size))
-            slope = jax.grad(lambda w: local.cross_entropy(model.apply(w, x), y).mean())(params)
-            return tree.match((jax.tree.map(jnp.square, slope), params))[0]
+            x, y = own.take(drawn)
+            slope = jax.grad(lambda w: local.cross_entropy(model.apply(w, x), y).mean())(at)
+            return jax.tree.map(jnp.square, slope)
 
-        def nothing():
-            return tree.match((jax.tree.map(jnp.zeros_like, params), params))[0]
-
-        report = Report(lax.cond(asked(t), squares, nothing), asked(t))
+        report = Report(lax.cond(asked(t), squares, lambda: nothing), asked(t))
         return then(key, t, params, mask, client)._replace(report=report)
 
     return update
@@ -74,7 +76,7 @@ def pruner(density, seconds, rest, share=1.0, prunable=prune.kernels) -> Pruner:
         def above(level):
             return jax.tree.map(lambda m, g, t: m | (g > level * t), stays, gain, time)
 
-        start = jnp.float32(-1.0), gamma(stays)
+        start = tree.match((jnp.float32(-1.0), gamma(stays)))
         rises = lambda levels: levels[1] > levels[0]
         level, _ = lax.while_loop(rises, lambda levels: (levels[1], gamma(above(levels[1]))), start)
         return tree.where(outcome.asked, above(level), outcome.mask), state
