@@ -12,10 +12,8 @@ each layer the kept weights, but for the share s of smallest magnitude. The pape
 order of g_j^2 / t_j while that exceeds Gamma. The same set comes without sorting from
 A <- {j: g_j^2 > Gamma(A) t_j} and what may not go, repeated until Gamma rises no more (Dinkelbach).
 Weights that return start at zero. The first mask keeps the largest initial weights of each layer.
-
-Billed: beside the link, 32 bits for each of the d squared gradients of every client that counts, in
-rounds that ask. Gradients are those of one batch at the model received; the code adds up those of
-the round's steps. Networks with running statistics are refused.
+Billed beside the link: d numbers a client, in rounds that ask. They are of one batch at the model
+received; the code adds up those of the round's steps.
 """
 
 import jax
@@ -35,9 +33,8 @@ def train(model: Model, then: LocalUpdate, asked, batch: int) -> LocalUpdate:
 
     def update(key, t, params, mask, client):
         nothing = jax.tree.map(jnp.zeros_like, params)
-        drawn = jax.random.randint(
-            rng.stream(key, "report"), (batch,), 0, jnp.maximum(client.size, 1)
-        )
+        size = jnp.maximum(client.size, 1)
+        drawn = jax.random.randint(rng.stream(key, "report"), (batch,), 0, size)
         at, nothing, own, drawn = tree.match((params, nothing, client, drawn))
 
         def squares():
@@ -52,8 +49,8 @@ def train(model: Model, then: LocalUpdate, asked, batch: int) -> LocalUpdate:
 
 
 def pruner(density, seconds, rest, share=1.0, prunable=prune.kernels) -> Pruner:
-    """The server: ``density`` of the first mask, ``seconds`` params -> t_j, one number a leaf,
-    ``rest`` c > 0 and ``share`` s; numbers may be traced."""
+    """The server: ``density`` of the first mask, ``seconds`` params -> t_j, a number a leaf, ``rest``
+    c > 0 and ``share`` s; numbers may be traced."""
 
     def update(state, before):
         size = jax.tree.map(jnp.abs, before.params)
@@ -66,8 +63,8 @@ def pruner(density, seconds, rest, share=1.0, prunable=prune.kernels) -> Pruner:
         kept = jax.tree.map(lambda m: m.sum(dtype=jnp.float32), outcome.mask)
         keep = jax.tree.map(lambda n: (n - jnp.floor(share * n)).astype(jnp.int32), kept)
         stays = prune.by_layer(size, keep, outcome.mask, prunable)
-        chosen = tree.match_path(prunable, gain)
-        time = jax.tree.map(lambda c, t: t if c else 0.0, chosen, seconds(gain))
+        ranked = tree.match_path(prunable, gain)
+        time = jax.tree.map(lambda r, t: t if r else 0.0, ranked, seconds(gain))
 
         def gamma(mask):
             taken = jax.tree.map(lambda m, t: t * m.sum(dtype=jnp.float32), mask, time)
@@ -76,9 +73,8 @@ def pruner(density, seconds, rest, share=1.0, prunable=prune.kernels) -> Pruner:
         def above(level):
             return jax.tree.map(lambda m, g, t: m | (g > level * t), stays, gain, time)
 
-        start = tree.match((jnp.float32(-1.0), gamma(stays)))
-        rises = lambda levels: levels[1] > levels[0]
-        level, _ = lax.while_loop(rises, lambda levels: (levels[1], gamma(above(levels[1]))), start)
+        two = tree.match((jnp.float32(-1.0), gamma(stays)))
+        level, _ = lax.while_loop(lambda a: a[1] > a[0], lambda a: (a[1], gamma(above(a[1]))), two)
         return tree.where(outcome.asked, above(level), outcome.mask), state
 
     return Pruner(lambda params: (), update, revise=revise)
