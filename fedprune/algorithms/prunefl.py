@@ -49,8 +49,8 @@ def train(model: Model, then: LocalUpdate, asked, batch: int) -> LocalUpdate:
 
 
 def pruner(density, seconds, rest, share=1.0, prunable=prune.kernels) -> Pruner:
-    """The server: ``density`` of the first mask, ``seconds`` params -> t_j, a number a leaf, ``rest``
-    c > 0 and ``share`` s; numbers may be traced."""
+    """The server: ``density`` of the first mask, ``seconds`` params -> t_j, one a leaf, ``rest`` c > 0
+    and ``share`` s; numbers may be traced."""
 
     def update(state, before):
         size = jax.tree.map(jnp.abs, before.params)
