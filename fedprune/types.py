@@ -164,6 +164,8 @@ class Outcome(NamedTuple):
     """[] bool, whether anybody's update arrived"""
     cost: Cost
     """of all directions"""
+    clients: jax.Array | None = None
+    """[] float32, how many clients' updates counted; None: with edge servers"""
     report: PyTree = None
     """mean of ``Trained.report`` over the clients that counted, weighted like updates; zero in
     rounds that ask for none. None: clients do not report"""
@@ -177,7 +179,7 @@ class Outcome(NamedTuple):
     counted: jax.Array | None = None
     """[S] bool, whose update counted"""
     losses: jax.Array | None = None
-    """[S] mean training loss of each"""
+    """[S] mean training loss of each; those that counted are billed 32 bits each"""
 
 
 SCOPES = ("server", "client", "own")

@@ -1,4 +1,6 @@
 """Whole methods of papers, one file each, put together from stages."""
 
+from fedprune.algorithms import channel_age_loss as channel_age_loss
 from fedprune.algorithms import feddst as feddst
 from fedprune.algorithms import prunefl as prunefl
+from fedprune.algorithms import scaffold as scaffold

@@ -155,6 +155,8 @@ def build(
         if tally.votes is not None and not uplink.masks:
             words = -(-parts.size_of(tally.votes) // 32)
             cost = parts.billed(cost, words, tally.clients.astype(jnp.int32))
+        if learns:  # from the losses
+            cost = parts.billed(cost, 1, tally.clients.astype(jnp.int32))
         finite = tree.all_finite(received.update)
         heard = (tally.clients > 0) & finite
         outcome = Outcome(
@@ -165,6 +167,7 @@ def build(
             update=received.update,
             heard=heard,
             cost=cost,
+            clients=tally.clients,
             report=None if tally.report is None else tree.mean(tally.report, tally.weight),
             asked=None if tally.asked is None else tally.asked > 0,
             held=None if tally.votes is None else tree.mean(tally.votes, tally.weight),
