@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedprune.types import Candidates, Outcome, Participation
+from fedprune.types import Participation
 
 Number = jax.Array | float
 
@@ -57,12 +57,12 @@ def participation(
     def init() -> Memory:
         return Memory(jnp.zeros(clients, jnp.int32), jnp.full(clients, unknown, jnp.float32))
 
-    def select(candidates: Candidates) -> jax.Array:
+    def select(candidates) -> jax.Array:
         known: Memory = candidates.state
         score = channel * candidates.gains + loss * known.loss
         return lax.top_k(score + age * known.age.astype(jnp.float32), size)[1]
 
-    def learn(known: Memory, outcome: Outcome) -> Memory:
+    def learn(known: Memory, outcome) -> Memory:
         ids = outcome.ids
         new = jnp.where(outcome.counted, outcome.losses, known.loss[ids])
         return Memory((known.age + 1).at[ids].set(0), known.loss.at[ids].set(new))

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from fedprune import local, server, tree
-from fedprune.types import LocalUpdate, Model, Outcome, Personal, Report, Server
+from fedprune.types import LocalUpdate, Model, Personal, Report, Server
 
 
 def train(model: Model, rate, batch: int, steps: int) -> LocalUpdate:
@@ -59,7 +59,7 @@ def controlled(step: Server, clients: int) -> Server:
     def init(params):
         return step.init(params), jax.tree.map(jnp.zeros_like, params)
 
-    def update(state, outcome: Outcome):
+    def update(state, outcome):
         params, inner = step.update(state[0], outcome)
         share = outcome.clients / clients
         c = jax.tree.map(lambda c, change: c + share * change, state[1], outcome.report)
