@@ -160,6 +160,8 @@ def placed(compiled: Any, layout: Layout, axes: tuple[Any, ...]) -> Compiled:
     mesh, where fresh arrays were before. On several CPU devices the copies have arrived before the
     program starts, for the reason given in ``finished``.
 
+    To lower it, shapes are enough (``jax.ShapeDtypeStruct``).
+
     Args:
       compiled: takes positional pytrees.
       layout: devices.
@@ -177,8 +179,12 @@ def placed(compiled: Any, layout: Layout, axes: tuple[Any, ...]) -> Compiled:
         there = put(args, jax.tree.map(where, axes, args))
         return jax.block_until_ready(there) if _shares_threads(layout) else there
 
+    def shapes(args: tuple[Any, ...]) -> tuple[Any, ...]:
+        one = lambda leaf, there: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there)
+        return jax.tree.map(one, args, jax.tree.map(where, axes, args))
+
     return Compiled(
-        lambda *args: compiled(*put_all(args)), lambda *args: compiled.lower(*put_all(args))
+        lambda *args: compiled(*put_all(args)), lambda *args: compiled.lower(*shapes(args))
     )
 
 
@@ -275,15 +281,20 @@ def collect(
       leaves [size, ...], on all devices.
     """
     shared = tree.vary(shared, {CLIENTS})
+    given = store
+    store = jax.tree.map(_whole, store)
     lanes = layout.local_lanes * layout.client_devices
     stride = lanes * layout.chunk
     steps = math.ceil(size / stride)
-    row = jax.tree.map(lambda block: jax.ShapeDtypeStruct(block.shape[1:], block.dtype), store)
+    row = jax.tree.map(lambda block: jax.ShapeDtypeStruct(block.shape[1:], block.dtype), given)
     at = jax.ShapeDtypeStruct((), jnp.int32)
     one, _, finding = jax.eval_shape(contribution, shared, at, row)
     zero = identity(one)
     empty = jax.tree.map(lambda r: jnp.zeros((layout.chunk, *r.shape), r.dtype), finding)
     device = lax.axis_index(CLIENTS)
+
+    def typed(rows: PyTree) -> PyTree:
+        return jax.tree.map(lambda bits, v: _of_bits(bits, v.dtype), rows, given)
 
     def positions_of(lane: jax.Array, step: jax.Array) -> jax.Array:
         return lane + lanes * (step * layout.chunk + jnp.arange(layout.chunk))
@@ -299,6 +310,7 @@ def collect(
     def one_lane(store: PyTree, lane: jax.Array) -> tuple[PyTree, tuple[Total, PyTree]]:
         def several(total: Total, rows: PyTree, step: jax.Array):
             positions = positions_of(lane, step)
+            rows = typed(rows)
             if layout.chunk == 1:
                 first = jax.tree.map(lambda r: r[0], rows)
                 part, *more = contribution(shared, positions[0], first)
@@ -307,8 +319,9 @@ def collect(
             parts, new, found = jax.vmap(contribution, (None, 0, 0))(shared, positions, rows)
             return alike(merge(total, reduce(parts, positions < size)), new, found)
 
-        def alike(total: Total, *rows: PyTree):
-            return total, *tree.match((rows, total))[0]
+        def alike(total: Total, rows: PyTree, found: PyTree):
+            rows = jax.tree.map(_whole, rows)
+            return total, *tree.match(((rows, found), total, shared, lane))[0]
 
         def body(carry: tuple[Total, PyTree], step: jax.Array):
             total, store = carry
@@ -343,14 +356,15 @@ def collect(
         store, (total, found) = one_lane(store, device)
         summed = lax.psum(total.sum, CLIENTS)
         largest = jax.tree.map(lambda a: lax.pmax(a, CLIENTS), total.max)
-        return Total(summed, largest), store, in_order(jax.tree.map(lambda r: r[None], found))
+        found = in_order(jax.tree.map(lambda r: r[None], found))
+        return Total(summed, largest), typed(store), found
 
     own = device * layout.local_lanes + jnp.arange(layout.local_lanes)
     store, (total, found) = lax.optimization_barrier(lax.scan(one_lane, store, own))
     gathered = jax.tree.map(_gathered, total.sum)
     summed = lax.optimization_barrier(jax.tree.map(_pairwise_sum, gathered))
     largest = jax.tree.map(lambda a: lax.pmax(a.max(0), CLIENTS), total.max)
-    return Total(summed, largest), store, in_order(found)
+    return Total(summed, largest), typed(store), in_order(found)
 
 
 # What every client has, in blocks of clients on the devices -----
@@ -392,6 +406,12 @@ def _bits(values: jax.Array) -> jax.Array:
         return values.astype(jnp.uint8)
     unsigned = jnp.dtype(f"uint{8 * values.dtype.itemsize}")
     return lax.bitcast_convert_type(values, unsigned)
+
+
+def _whole(values: jax.Array) -> jax.Array:
+    """Floats as the integers of their bits, which no copy changes. XLA copies small floats on CPU
+    through larger ones, and a NaN may come out as another NaN."""
+    return _bits(values) if jnp.issubdtype(values.dtype, jnp.floating) else values
 
 
 def _of_bits(bits: jax.Array, dtype: Any) -> jax.Array:

@@ -84,15 +84,15 @@ def build(
 
     Raises:
       ValueError: edge_rounds below 1, an unknown weighting, or a stage that needs what only a flat
-        round carries: memory of the uplink, messages of the server, a mask that is revised after
-        the round, a selection that learns, probes or asks for channels; when the round is traced,
-        training that reports or keeps personal parts.
+        round carries: strata, memory of the uplink, messages of the server, a mask that is revised
+        after the round, a selection that learns, probes, gives numbers or asks for channels; when
+        the round is traced, training that reports or keeps personal parts.
 
     Source: P2 section III-B, Algorithm 1.
     """
     if edge_rounds < 1:
         raise ValueError(f"edge_rounds={edge_rounds} must be at least 1")
-    _refuse_flat(uplink, cloud, server, participation, pruner)
+    _refuse_flat(local, uplink, cloud, server, participation, pruner)
     cohort = parts.trainer(local, uplink, layout, weighting, edges)
     everyone = jnp.arange(edges.servers)
 
@@ -200,6 +200,7 @@ def _added(values: PyTree) -> PyTree:
 
 
 def _refuse_flat(
+    local: LocalUpdate,
     uplink: Uplink,
     cloud: Uplink,
     server: Server,
@@ -208,12 +209,14 @@ def _refuse_flat(
 ) -> None:
     """Refuses what only a flat round carries."""
     needs = {
+        "local: has strata": not callable(local),
         "uplink: keeps memory (init or remember)": uplink.init or uplink.remember,
         "cloud: keeps memory (init or remember)": cloud.init or cloud.remember,
         "server: sends a message": server.message,
         "participation: learns (init or learn)": participation.init or participation.learn,
         "participation: asks for channels": participation.gains,
         "participation: probes": participation.probe,
+        "participation: gives numbers": participation.numbers,
         "pruner: revises its mask after the round": pruner and pruner.revise,
     }
     for what, wanted in needs.items():

@@ -292,6 +292,12 @@ def trainer(
         one, none = jnp.ones_like(size), jnp.zeros_like(size)
         weight = size if weighting == "examples" else one
         new, report = trained.personal, trained.report
+        if (new is None) != (row.personal is None):
+            why = "keeps personal parts" if row.personal is None else "gives no personal part back"
+            raise ValueError(
+                f"local: {why} (Trained.personal), which rounds with edge servers do not carry,"
+                " and others where they are built with `personal`"
+            )
         trained = trained._replace(personal=None, report=None)  # nothing of these is sent
         sent = uplink.encode(
             Sender(here.state, of.air.common, trained, of.effective, weight, row.memory)
@@ -487,7 +493,7 @@ def numbers_of(*stages: dict[str, Any]) -> dict[str, jax.Array]:
     together: dict[str, jax.Array] = {}
     for numbers in stages:
         for name, value in numbers.items():
-            if name in taken:
+            if name in taken or name.startswith("test_"):
                 raise ValueError(f"numbers: {name!r} is a name that the round's row has already")
             taken.add(name)
             together[name] = value
