@@ -557,6 +557,7 @@ UPLINKS = {
 FADE = {"none", "common", "device", "receiver", "orthogonal", "rate", "entropy", "holders"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UPLINKS)
 def test_every_uplink_keeps_the_contract(name):
     """Three arms of one program: all is well; nobody's channel is good enough; nobody has examples.
