@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedprune import mesh, rng, tree
+from fedprune import check, mesh, rng, tree
 from fedprune import round as rounds
 from fedprune.round import Edges, Round, RoundInfo, State, Tally
 from fedprune.types import (
@@ -77,12 +77,17 @@ def build(
       edge rounds and servers add up, and the mean over servers divides.
 
     Raises:
-      ValueError: edge_rounds below 1, or an unknown weighting.
+      ValueError: edge_rounds below 1, an unknown weighting, devices of servers that do not exist,
+        or a cloud link for another number of servers; when a round meets the data, whatever is for
+        another number of clients (``round.agree``).
 
     Source: P2 section III-B, Algorithm 1.
     """
     if edge_rounds < 1:
         raise ValueError(f"edge_rounds={edge_rounds} must be at least 1")
+    check.wholes("edges.of", edges.of, 0, edges.servers - 1)
+    if cloud.clients not in (None, edges.servers):
+        raise ValueError(f"cloud: for {cloud.clients} servers, but edges has {edges.servers}")
     cohort = rounds.trainer(local, uplink, layout, weighting, edges)
     everyone = jnp.arange(edges.servers)
 
@@ -93,6 +98,7 @@ def build(
         """Edge models after one edge round; every server's cost and tally, each [G]; allocation."""
         ids = participation.select(rng.stream(key, "cohort", u))
         air = uplink.prepare(key, u, ids)
+        rounds.agree(clients, participation, uplink, ids, air, edges=edges.of.shape[0])
         total, _ = cohort(key, t, u, models, mask, clients, ids, air)
 
         def finish(edge: tuple[jax.Array, Total]) -> tuple[Params, Cost]:

@@ -144,7 +144,8 @@ def build(
         update, loss or new personal part is not finite, and what is new if its update is lost.
 
     Raises:
-      ValueError: an unknown weighting.
+      ValueError: an unknown weighting; when the round meets the data, whatever is for another
+        number of clients (``agree``).
     """
     cohort = trainer(local, uplink, layout, weighting, downlink=downlink)
 
@@ -161,6 +162,7 @@ def build(
         broadcast = tree.apply_mask(shared_mask, state.params)
         ids = participation.select(rng.stream(key, "cohort", t))
         air = uplink.prepare(key, t, ids)
+        agree(clients, participation, uplink, ids, air, personal=personal and personal.clients)
         own = mesh.take_rows(state.personal, ids)
         total, own = cohort(key, t, t, broadcast, shared_mask, clients, ids, air, own)
         received, tally = total.sum
@@ -200,6 +202,45 @@ Cohort = Callable[..., tuple[Total, PyTree]]
 whose sum is (what the uplink adds up, Tally); new personal parts). t is the round that local
 training is told, u the number in the addresses of its random numbers: the same, except with edge
 rounds."""
+
+
+def population(clients: Clients, **known: int | None) -> None:
+    """Compares what was built for a number of clients with the data's K; None is for any.
+
+    A jitted program clamps an index beyond the end: a client that does not exist would be the last
+    one once more.
+
+    Raises:
+      ValueError: a number that is not K.
+    """
+    count = clients.rows.shape[0]
+    for name, number in {**known, "sizes": clients.size.shape[0]}.items():
+        if number not in (None, count):
+            raise ValueError(f"{name}: for {number} clients, but the data has {count}")
+
+
+def agree(
+    clients: Clients,
+    participation: Participation,
+    uplink: Uplink,
+    ids: jax.Array,
+    air: Air,
+    **known: int | None,
+) -> None:
+    """Compares whatever carries K or S, where a round meets the data; shapes are static.
+
+    Args:
+      **known: K of what else a round has, by name.
+
+    Raises:
+      ValueError: a number of clients that is not the data's, or channels not of the cohort's size.
+    """
+    population(clients, participation=participation.clients, uplink=uplink.clients, **known)
+    if ids.shape != (participation.size,):
+        raise ValueError(f"participation: select gives {ids.shape}, but size={participation.size}")
+    for leaf in jax.tree.leaves(air):
+        if leaf.shape[:1] != ids.shape:
+            raise ValueError(f"uplink: prepare gives {leaf.shape} for {ids.shape[0]} clients")
 
 
 def initial(params: Params, pruner: Pruner | None, server: Server) -> State:

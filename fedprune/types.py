@@ -185,6 +185,8 @@ class Uplink(NamedTuple):
     """(one client's slice of ``Air.state``, trained, mask, weight []) -> its contribution"""
     finish: Callable[[Key, Air, Total, Mask], tuple[Params, Cost]]
     """(key, the cohort's channels, total over it, mask) -> (estimate of the mean delta, cost)"""
+    clients: int | None = None
+    """K, where it looks up anything of its own by a client's id; None: nothing, so any K will do"""
 
 
 class Downlink(NamedTuple):
@@ -216,4 +218,6 @@ class Participation(NamedTuple):
     size: int
     """S, the cohort's size"""
     select: Callable[[Key], jax.Array]
-    """key -> [S] int32 client ids, without repetition"""
+    """key -> [S] int32 client ids in 0..clients-1, without repetition"""
+    clients: int
+    """K, of whom it picks"""

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedprune import tree
+from fedprune import check, tree
 from fedprune.allocation.problem import Allocation, Problem, after, box, kept, terms
 
 _HALVINGS = 64
@@ -91,7 +91,11 @@ def by_edge(
 
     Returns:
       share and keep [N], the other fields [K].
+
+    Raises:
+      ValueError: servers outside 0..edges-1.
     """
+    check.wholes("edge", edge, 0, edges - 1)
 
     def of(k: jax.Array) -> Allocation:
         return allocate(p._replace(active=p.active & (edge == k)))

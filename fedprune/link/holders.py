@@ -49,8 +49,16 @@ def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
       least: smallest share of the cohort's weight, above 0: the minimum-holder rule. 0.5 / S asks
         for half a client of mean weight, the midpoint between none and one.
 
+    Raises:
+      ValueError: uplinks for different numbers of clients.
+
     Source: P2 (12); counting over the air is our extension of P0's superposition.
     """
+    known = {link.clients for link in (values, masks) if link.clients is not None}
+    if len(known) > 1:
+        raise ValueError(
+            f"values is for {values.clients} clients, but masks for {masks.clients}: must be equal"
+        )
 
     def prepare(root: Key, t: jax.Array, ids: jax.Array) -> Air:
         first, second = values.prepare(root, t, ids), masks.prepare(root, t, ids)
@@ -84,4 +92,4 @@ def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
         both = jax.tree.map(jnp.add, cost, counting)
         return update, both._replace(noise_variance=noise / number)
 
-    return Uplink(prepare, encode, finish)
+    return Uplink(prepare, encode, finish, max(known, default=None))

@@ -32,6 +32,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedprune import check
+
 PAYLOADS = ("values", "bitmap", "index")
 
 
@@ -185,7 +187,11 @@ def round_seconds(seconds: jax.Array, edge: jax.Array, edges: int) -> jax.Array:
 
     Returns:
       [] seconds, max_k sum_e max_n T: P2 (16) for one server and round; P2 leaves the rest open.
+
+    Raises:
+      ValueError: servers outside 0..edges-1.
     """
+    check.wholes("edge", edge, 0, edges - 1)
     slowest = jax.vmap(lambda t: jax.ops.segment_max(t, edge, edges))(seconds)  # [E, K]
     return jnp.max(jnp.sum(jnp.maximum(slowest, 0.0), 0))
 

@@ -11,7 +11,7 @@ from fedprune.types import Key, Participation
 
 def full(clients: int) -> Participation:
     """All clients, every round."""
-    return Participation(clients, lambda key: jnp.arange(clients, dtype=jnp.int32))
+    return Participation(clients, lambda key: jnp.arange(clients, dtype=jnp.int32), clients)
 
 
 def uniform(clients: int, size: int) -> Participation:
@@ -35,4 +35,4 @@ def uniform(clients: int, size: int) -> Participation:
         floats = lax.bitcast_convert_type((numbers >> 3) + jnp.uint32(2**29), jnp.float32)
         return lax.top_k(-floats, size)[1]
 
-    return Participation(size, select)
+    return Participation(size, select, clients)
