@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Limit = float | None
+INFINITY = float("inf")
 
 
 def number(
@@ -72,14 +73,15 @@ def function(name: str, value: Any) -> None:
         raise TypeError(f"{name}={_shown(value)}: must be a function")
 
 
-def stage(name: str, value: Any, *fields: str) -> None:
-    """A stage, such as an optax optimizer: whatever has functions of these names.
+def kind(name: str, value: Any, *kinds: type) -> None:
+    """A stage of one of some kinds, such as an optax optimizer.
 
     Raises:
-      TypeError: one of them is missing.
+      TypeError: it is something else.
     """
-    if not all(callable(getattr(value, field, None)) for field in fields):
-        raise TypeError(f"{name}={_shown(value)}: must have the functions {' and '.join(fields)}")
+    if not isinstance(value, kinds):
+        names = " or ".join(f"{k.__module__.split('.')[0]}'s {k.__name__}" for k in kinds)
+        raise TypeError(f"{name}={_shown(value)}: must be {names}")
 
 
 def same_shapes(name: str, found: Any, wanted: Any) -> None:

@@ -54,7 +54,8 @@ def build(
     """Composes the stages into a cloud round of ``edge_rounds`` edge rounds.
 
     Edge servers may have any numbers of devices. One from whom nobody's update arrives keeps its
-    model in that edge round, and counts in the cloud's mean if it heard anybody in any of them.
+    model in that edge round, and counts in the cloud's mean if it heard anybody in any of them. So
+    does one that receives an update that is not finite.
     Edge round e of cloud round t has the number t E + e in the addresses of its random numbers.
     Local training is told t, so schedules and decays count cloud rounds.
 
@@ -71,10 +72,11 @@ def build(
       weighting: "plain" means over devices and over edge servers as in P2, or "examples": by D_k.
 
     Returns:
-      A round whose info adds up channel uses, side information and energy; ``clients`` and
-      ``excluded`` count updates over all edge rounds. ``seconds`` is the slowest edge server's sum
-      over its edge rounds, plus the cloud link's. ``noise_variance`` is that of the global update:
-      edge rounds and servers add up, and the mean over servers divides.
+      A round whose info adds up channel uses, side information and energy; ``clients``,
+      ``excluded`` and ``rejected`` count updates over all edge rounds, the last the cloud's too.
+      ``seconds`` is the slowest edge server's sum over its edge rounds, plus the cloud link's.
+      ``noise_variance`` is that of the global update: edge rounds and servers add up, and the mean
+      over servers divides.
 
     Raises:
       ValueError: edge_rounds below 1, an unknown weighting, devices of servers that do not exist,
@@ -83,8 +85,11 @@ def build(
 
     Source: P2 section III-B, Algorithm 1.
     """
-    if edge_rounds < 1:
-        raise ValueError(f"edge_rounds={edge_rounds} must be at least 1")
+    rounds.stages(local, uplink, server, participation, pruner)
+    check.kind("cloud", cloud, Uplink)
+    check.kind("edges", edges, Edges)
+    check.whole("edges.servers", edges.servers, 1)
+    check.whole("edge_rounds", edge_rounds, 1)
     check.wholes("edges.of", edges.of, 0, edges.servers - 1)
     if cloud.clients not in (None, edges.servers):
         raise ValueError(f"cloud: for {cloud.clients} servers, but edges has {edges.servers}")
@@ -95,7 +100,8 @@ def build(
         return rounds.initial(params, pruner, server)
 
     def edge_round(key: Key, t, u, models: Params, mask: Mask, clients: Clients):
-        """Edge models after one edge round; every server's cost and tally, each [G]; allocation."""
+        """Edge models after one edge round; what each of the servers [G] has used, counted, heard
+        and rejected; allocation."""
         ids = participation.select(rng.stream(key, "cohort", u))
         air = uplink.prepare(key, u, ids)
         rounds.agree(clients, participation, uplink, ids, air, edges=edges.of.shape[0])
@@ -112,10 +118,11 @@ def build(
         # it decides differently for other numbers of devices.
         update, cost = lax.map(finish, (everyone, total))
         tally: Tally = total.sum[1]
-        heard = tally.clients > 0
         after = jax.tree.map(jnp.add, models, update)
-        models = jax.vmap(tree.where)(heard, after, models)
-        return models, (cost, tally, air.ratio, air.share)
+        finite = jax.vmap(tree.all_finite)((update, after))
+        heard = tally.clients > 0
+        models = jax.vmap(tree.where)(heard & finite, after, models)
+        return models, (cost, tally, heard & finite, heard & ~finite, air.ratio, air.share)
 
     def to_cloud(key: Key, t, change: Params, mask: Mask, weight: jax.Array):
         """The cloud's estimate of the mean change, from changes [G, ...] and weights [G]."""
@@ -137,16 +144,14 @@ def build(
         def one(models: Params, e: jax.Array):
             return edge_round(key, t, t * edge_rounds + e, models, shared_mask, clients)
 
-        models, (costs, tallies, ratio, band) = lax.scan(one, copies, jnp.arange(edge_rounds))
-        heard = tallies.clients.sum(0) > 0
+        models, found = lax.scan(one, copies, jnp.arange(edge_rounds))
+        costs, tallies, heard, rejected, ratio, band = found
+        heard = heard.any(0)
         weight = jnp.where(heard, tallies.weight.sum(0) if weighting == "examples" else 1.0, 0.0)
         change = jax.tree.map(jnp.subtract, models, copies)
         update, cloud_cost, arrives = to_cloud(key, t, change, shared_mask, weight)
-        params, server_state = server.update(state.server, state.params, update)
         weight = jnp.where(arrives, weight, 0.0)
-        params, server_state = tree.where(
-            (weight > 0).any(), (params, server_state), (state.params, state.server)
-        )
+        params, server_state, unusable = rounds.served(server, state, update, (weight > 0).any())
         if pruner is not None and pruner.scope == "server":
             params = tree.apply_mask(mask, params)
         share = weight / jnp.maximum(weight.sum(), 1e-30)
@@ -157,6 +162,7 @@ def build(
             train_loss=tally.loss / tally.weight,
             clients=tally.clients.astype(jnp.int32),
             excluded=tally.excluded.astype(jnp.int32),
+            rejected=rejected.sum(dtype=jnp.int32) + unusable.astype(jnp.int32),
             kept=tree.count(mask, params),
             sent=sent,
             density=density,

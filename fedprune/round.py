@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedprune import mesh, rng, tree
+from fedprune import check, mesh, rng, tree
 from fedprune.types import (
     Air,
     Clients,
@@ -64,6 +64,9 @@ class RoundInfo(NamedTuple):
     """int32, clients whose update counted"""
     excluded: jax.Array
     """int32, clients left out because their update or loss was NaN or infinite"""
+    rejected: jax.Array
+    """int32, updates that a server received and did not apply, because they, or the model that they
+    lead to, were NaN or infinite"""
     kept: jax.Array
     """int32, weights that the mask keeps"""
     sent: jax.Array
@@ -127,7 +130,8 @@ def build(
     """Composes the stages into a round.
 
     A client whose update or loss is not finite, who has no examples, or whose channel is too weak
-    to send, contributes nothing; if nobody contributes the model stays.
+    to send, contributes nothing; if nobody contributes the model stays. It stays, too, if what is
+    received is not finite.
 
     Args:
       local: trains one client.
@@ -144,9 +148,11 @@ def build(
         update, loss or new personal part is not finite, and what is new if its update is lost.
 
     Raises:
+      TypeError: a stage of another kind.
       ValueError: an unknown weighting; when the round meets the data, whatever is for another
         number of clients (``agree``).
     """
+    stages(local, uplink, server, participation, pruner, downlink, personal)
     cohort = trainer(local, uplink, layout, weighting, downlink=downlink)
 
     def init(params: Params) -> State:
@@ -171,10 +177,7 @@ def build(
         )
         if downlink is not None:
             cost = both(cost, downlink.bill(broadcast, shared_mask))
-        params, server_state = server.update(state.server, state.params, update)
-        params, server_state = tree.where(
-            tally.clients > 0, (params, server_state), (state.params, state.server)
-        )
+        params, server_state, rejected = served(server, state, update, tally.clients > 0)
         if pruner is not None and pruner.scope == "server":
             params = tree.apply_mask(mask, params)
         sent, density = kept_by_clients(shared_mask, tally, params)
@@ -182,6 +185,7 @@ def build(
             train_loss=tally.loss / tally.weight,
             clients=tally.clients.astype(jnp.int32),
             excluded=tally.excluded.astype(jnp.int32),
+            rejected=rejected.astype(jnp.int32),
             kept=tree.count(mask, params),
             sent=sent,
             density=density,
@@ -202,6 +206,29 @@ Cohort = Callable[..., tuple[Total, PyTree]]
 whose sum is (what the uplink adds up, Tally); new personal parts). t is the round that local
 training is told, u the number in the addresses of its random numbers: the same, except with edge
 rounds."""
+
+
+def stages(
+    local: LocalUpdate,
+    uplink: Uplink,
+    server: Server,
+    participation: Participation,
+    pruner: Pruner | None,
+    downlink: Downlink | None = None,
+    personal: Personal | None = None,
+) -> None:
+    """Refuses stages of another kind: an optax optimizer has the functions of a server, too.
+
+    Raises:
+      TypeError: a stage is of another kind.
+    """
+    check.function("local", local)
+    check.kind("uplink", uplink, Uplink)
+    check.kind("server", server, Server)
+    check.kind("participation", participation, Participation)
+    check.kind("pruner", pruner, Pruner, type(None))
+    check.kind("downlink", downlink, Downlink, type(None))
+    check.kind("personal", personal, Personal, type(None))
 
 
 def population(clients: Clients, **known: int | None) -> None:
@@ -249,6 +276,26 @@ def initial(params: Params, pruner: Pruner | None, server: Server) -> State:
         return State(jnp.int32(0), params, None, None, server.init(params))
     mask = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
     return State(jnp.int32(0), params, mask, pruner.init(params), server.init(params))
+
+
+def served(
+    server: Server, state: State, received: Params, heard: jax.Array
+) -> tuple[Params, PyTree, jax.Array]:
+    """The server's params and state after a received update; [] bool, whether it was rejected.
+
+    Both stay as they are unless somebody was heard and what was received, and the model that it
+    leads to, are finite.
+
+    Raises:
+      ValueError: the server returns other shapes, types or structures than it was given.
+    """
+    params, after = server.update(state.server, state.params, received)
+    check.same_shapes("server: params", params, state.params)
+    check.same_shapes("server: state", after, state.server)
+    finite = tree.all_finite((received, params))
+    applies = heard & finite
+    params, after = tree.where(applies, (params, after), (state.params, state.server))
+    return params, after, heard & ~finite
 
 
 def mean_ratio(ratio: jax.Array | None) -> jax.Array:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from fedprune import tree
+from fedprune import check, tree
 from fedprune.types import Key, Mask, Params
 
 PACKINGS = ("complex", "real")
@@ -23,6 +23,7 @@ PACKINGS = ("complex", "real")
 
 def noise_to_signal(snr_db: jax.Array | float, packing: str) -> jax.Array:
     """Noise variance per real dimension over its power budget, s^2."""
+    check.numbers("snr_db", snr_db, above=-check.INFINITY, infinite=True)
     return 10.0 ** (-jnp.asarray(snr_db, jnp.float32) / 10.0) / (
         1.0 if packing == "complex" else 2.0
     )

@@ -21,6 +21,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from fedprune import check
 from fedprune.channel.fading import Gains
 from fedprune.types import Key
 
@@ -40,6 +41,7 @@ def real_power(packing: str) -> float:
 
 def real_noise(snr_db: jax.Array | float) -> jax.Array:
     """sigma_real^2, the noise variance of a real dimension before the equaliser, []."""
+    check.numbers("snr_db", snr_db, above=-check.INFINITY, infinite=True)
     return 0.5 * 10.0 ** (-jnp.asarray(snr_db, jnp.float32) / 10.0)
 
 
@@ -55,6 +57,7 @@ def slow_rayleigh(key: Key, csi_error: jax.Array | float = 0.0) -> Gains:
     Args:
       csi_error: sigma_e^2, variance of the estimate's error.
     """
+    check.number("csi_error", csi_error, 0)
     parts = jax.random.normal(key, (2, 2)) * jnp.sqrt(0.5)
     true, error = jax.lax.complex(parts[0], parts[1])
     deviation = jnp.sqrt(jnp.asarray(csi_error, jnp.float32))
@@ -113,5 +116,7 @@ def weight_deviation(
       repeats: [L] r_i.
       gain: |h|.
     """
+    check.numbers("repeats", repeats, 1)
+    check.numbers("gain", gain, above=0)
     amplitude = jax.lax.stop_gradient(amplitude)
     return jnp.sqrt(real_noise(snr_db)) / (gain * amplitude * jnp.sqrt(jnp.asarray(repeats, "f4")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedprune import rng, tree
+from fedprune import check, rng, tree
 from fedprune.types import Air, Cost, Key, Mask, Params, PyTree, Total, Trained, Uplink
 
 
@@ -54,6 +54,9 @@ def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
 
     Source: P2 (12); counting over the air is our extension of P0's superposition.
     """
+    for name, link in (("values", values), ("masks", masks)):
+        check.kind(name, link, Uplink)
+    check.number("least", least, above=0)
     known = {link.clients for link in (values, masks) if link.clients is not None}
     if len(known) > 1:
         raise ValueError(

@@ -93,6 +93,14 @@ def ofdma(
     if scheme == "unpruned":
         work = work._replace(warm_cycles=0.0)  # no masks, so no steps to find them
 
+    check.function("gains", gains)
+    check.number("threshold", threshold, above=0)
+    check.numbers("frequency", frequency, above=0)
+    check.numbers("power", power, 0)
+    check.numbers("noise", noise, above=0)
+    check.number("bandwidth", bandwidth, above=0)
+    check.whole("edges", edges, 1)
+    check.number("rho_max", rho_max, above=0, high=1)
     exact = ideal()
     by_client = (work, frequency, power, noise, edge)
     counts = {v.shape[0] for v in jax.tree.leaves(by_client) if jnp.ndim(v)}

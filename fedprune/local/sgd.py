@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from fedprune import rng, tree
+from fedprune import check, rng, tree
 from fedprune.local.decay import Decay
 from fedprune.local.distillation import Distillation
 from fedprune.types import Client, Key, LocalUpdate, Mask, Model, Params, Reception, Trained
@@ -83,14 +83,27 @@ def sgd(
       distillation: added to the loss, see ``local.distillation``.
 
     Raises:
+      TypeError: a number where a stage or a function belongs, or the other way round.
       ValueError: unless batch and exactly one of steps and epochs are positive; when it trains, an
         optimizer with random numbers of its own, which every client and round would draw alike.
     """
     if (steps is None) == (epochs is None):
         raise ValueError(f"give one of steps={steps} and epochs={epochs}")
-    if batch < 1 or (steps or epochs or 0) < 1:
-        raise ValueError(f"batch={batch}, steps={steps}, epochs={epochs} must be at least 1")
+    check.kind("model", model, Model)
+    check.kind("optimizer", optimizer, optax.GradientTransformation, optax.MultiSteps)
+    check.whole("batch", batch, 1)
+    if steps is not None:
+        check.whole("steps", steps, 1)
+    if epochs is not None:
+        check.whole("epochs", epochs, 1)
     length = steps or epochs or 0
+    check.function("loss", loss)
+    if prox is not None:
+        check.number("prox", prox, 0)
+    check.whole("microbatch", microbatch, 0)
+    for name, value in (("decay", decay), ("reception", reception), ("distillation", distillation)):
+        if value is not None:
+            check.function(name, value)
 
     def objective(
         params: Params, client: Client, positions, counts, number
