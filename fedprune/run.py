@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedprune import bill, mesh, rng, tree
+from fedprune import round as rounds
 from fedprune.local import cross_entropy
 from fedprune.round import STORED, Round, RoundInfo, State
 from fedprune.types import Client, Clients, Key, Mask, Model, Params, Personal, PyTree, Total
@@ -221,6 +222,7 @@ def client_evaluation(
 
     def evaluate(state: State, test: Clients) -> ClientMetrics:
         params = tree.apply_mask(state.mask, state.params) if pruned else state.params
+        rounds.population(test, evaluation=clients)
         shared = (params, test)
         right, loss, size = mesh.each(of_client, shared, state.personal, clients, layout)
         share = right.astype(jnp.float32) / jnp.maximum(size, 1).astype(jnp.float32)
@@ -307,6 +309,11 @@ def program(
         """Clients filled up to a multiple of the devices while they are spread over them."""
         store = {name: getattr(state, name) for name in STORED}
         count = {leaf.shape[1] for leaf in jax.tree.leaves(store)}
+        clients = rest[0].rows.shape[1]
+        if other := count - {clients}:
+            raise ValueError(
+                f"personal: a state of {max(other)} clients, but the data has {clients}"
+            )
         missing = -max(count, default=0) % layout.client_devices
         if not missing:
             return spread(state, *rest)

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from fedprune.allocation.exact import least_threshold
-from fedprune.allocation.problem import Allocation, Problem, after, box, kept, terms
+from fedprune.allocation.problem import Allocation, Problem, after, box, floor_of, kept, terms
 
 
 def equal(p: Problem, rho_max: jax.Array | float = 1.0) -> Allocation:
@@ -33,7 +33,7 @@ def equal(p: Problem, rho_max: jax.Array | float = 1.0) -> Allocation:
     Returns:
       Among it ``feasible`` and ``least`` for these shares.
     """
-    floor = 1.0 - jnp.asarray(rho_max, p.air.dtype)
+    floor = floor_of(p, rho_max)
     share = _equal_shares(p)
     return _given(p, share, jnp.clip(kept(p, share), floor, 1.0), floor)
 
@@ -79,7 +79,7 @@ def clipped_form(p: Problem, rho_max: jax.Array | float = 1.0) -> Allocation:
     Devices prune what they need at these shares, up to rho_max, and may be late; a device without
     a share never gets done with what it must send.
     """
-    floor = 1.0 - jnp.asarray(rho_max, p.air.dtype)
+    floor = floor_of(p, rho_max)
     share = jnp.clip(closed_form(p).share, 0.0, 1.0)
     share = _to_one(share)
     return _given(p, share, jnp.clip(kept(p, share), floor, 1.0), floor)

@@ -32,8 +32,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedprune import tree
-from fedprune.allocation.problem import Allocation, Problem, after, box, kept, terms
+from fedprune import check, tree
+from fedprune.allocation.problem import Allocation, Problem, after, box, floor_of, kept, terms
 
 _HALVINGS = 64
 """more than a float64 has bits"""
@@ -50,7 +50,7 @@ def optimal(p: Problem, rho_max: jax.Array | float = 1.0) -> Allocation:
       The optimum. If there is none, ``feasible`` is False and every device prunes rho_max, with
       the band divided such that the slowest one is as fast as can be: it then takes ``least``.
     """
-    floor = 1.0 - jnp.asarray(rho_max, p.air.dtype)
+    floor = floor_of(p, rho_max)
     low, high = box(p, rho_max)
     feasible = jnp.sum(low) <= 1.0  # shares are not negative, so this bounds each of them too
     possible = jnp.where(feasible, low, 0.0)
@@ -72,7 +72,7 @@ def least_threshold(p: Problem, rho_max: jax.Array | float = 1.0) -> jax.Array:
     The root of sum_n A_n / (T - t_n) = 1, with A_n the seconds of sending over the whole band and
     t_n those before it, at rho_max.
     """
-    return _min_max(p, 1.0 - jnp.asarray(rho_max, p.air.dtype))[0]
+    return _min_max(p, floor_of(p, rho_max))[0]
 
 
 def by_edge(
@@ -91,7 +91,12 @@ def by_edge(
 
     Returns:
       share and keep [N], the other fields [K].
+
+    Raises:
+      ValueError: servers outside 0..edges-1.
     """
+    check.whole("edges", edges, 1)
+    check.wholes("edge", edge, 0, edges - 1)
 
     def of(k: jax.Array) -> Allocation:
         return allocate(p._replace(active=p.active & (edge == k)))

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedprune import check
+
 
 class Dataset(NamedTuple):
     """A labelled dataset in memory: images, or signals."""
@@ -36,7 +38,9 @@ def first(dataset: Dataset, n: int) -> Dataset:
 
     Raises:
       DataError: fewer are there.
+      ValueError: n is below 1.
     """
+    check.whole("data.examples", n, 1)
     if n > len(dataset.y_train):
         raise DataError(f"data.examples={n}: {dataset.name} has {len(dataset.y_train)}")
     groups = None if dataset.group_train is None else dataset.group_train[:n]

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fedprune import bill as bills
-from fedprune import channel, coding, rng, tree
+from fedprune import channel, check, coding, rng, tree
 from fedprune.types import (
     Air,
     Arrival,
@@ -94,8 +94,16 @@ def analog(
     """
     if fading not in FADINGS:
         raise ValueError(f"fading={fading!r} is not one of {FADINGS}")
+    check.number("snr_db", snr_db, above=-check.INFINITY, infinite=True)
+    check.number("csi_error", csi_error, 0)
+    check.number("power", power, 0)
+    check.number("bandwidth", bandwidth, above=0)
     coded = Protection() if protection is None else protection
     budget = channel.real_power(packing)
+    check.whole("largest", coded.largest, 1)
+    check.wholes("repeats", coded.repeats, 1, coded.largest)
+    if coded.gamma is not None:
+        check.number("gamma", coded.gamma, above=0)
     coding.expansion(coded.family, 1, coded.largest, 1.0, coded.decoder)
 
     def send(key: Key, params: Params, mask: Mask) -> Params:
@@ -156,6 +164,9 @@ def injection(
     Raises:
       ValueError: an unknown packing or fading.
     """
+    check.function("snr_db", snr_db)
+    check.wholes("repeats", repeats, 1)
+    check.number("gain_floor", gain_floor, above=0)
     channel.real_power(packing)
     if fading not in FADINGS:
         raise ValueError(f"fading={fading!r} is not one of {FADINGS}")
@@ -188,6 +199,7 @@ def one_by_one(link: Downlink) -> Uplink:
     Args:
       link: from one sender to one receiver, such as ``analog``.
     """
+    check.kind("link", link, Downlink)
 
     def prepare(cohort: Cohort) -> Air:
         everybody = jnp.ones(cohort.ids.shape, bool)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import optax
 
-from fedprune import tree
+from fedprune import check, tree
 from fedprune.types import Params, PyTree
 
 
@@ -27,10 +27,13 @@ def adjusted(
       clip: largest Euclidean norm of the whole gradient; may be traced, inf is no limit. None: no
         clipping.
     """
+    check.kind("optimizer", optimizer, optax.GradientTransformation, optax.MultiSteps)
     before = []
     if clip is not None:
+        check.number("clip", clip, above=0, infinite=True)
         before.append(optax.clip_by_global_norm(clip))
     if weight_decay is not None:
+        check.number("weight_decay", weight_decay, 0)
         before.append(optax.add_decayed_weights(weight_decay, mask=kernels))
     return optax.chain(*before, optimizer) if before else optimizer
 

@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedprune import tree
-from fedprune.prune.schedule import Schedule
+from fedprune import check, tree
+from fedprune.prune.schedule import Schedule, checked, sparsity_of
 from fedprune.types import SCOPES, Before, Mask, Params, Pruner
 
 DISTRIBUTIONS = ("global", "layer")
@@ -117,6 +117,8 @@ def structured(
         raise ValueError(f"distribution={distribution!r} is not one of {DISTRIBUTIONS}")
     if scope not in SCOPES:
         raise ValueError(f"scope={scope!r} is not one of {SCOPES}")
+    checked(schedule)
+    check.function("structure", structure)
     nested = scope == "server"
 
     def init(params: Params) -> Mask:
@@ -127,7 +129,7 @@ def structured(
         units = structure(params)
         alive = kept_units(units, state)
         total = sum(p.size for p in jax.tree.leaves(params))
-        limit = jnp.floor(total * (1.0 - schedule(before.round))).astype(jnp.int32)
+        limit = jnp.floor(total * (1.0 - sparsity_of(schedule, before.round))).astype(jnp.int32)
         kept = _select(units, params, alive if nested else None, distribution, limit)
         mask = tree.match(mask_of(units, kept, params))
         return mask, mask if nested else state

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedprune import tree
+from fedprune import check, tree
 from fedprune.types import Mask, PyTree
 
 METHODS = ("auto", "histogram", "counting")
@@ -50,6 +50,7 @@ def top_k(scores: PyTree, k: jax.Array | int, alive: Mask = None, method: str = 
     if method not in METHODS:
         raise ValueError(f"top_k: method={method!r} is not one of {', '.join(METHODS)}")
     leaves, treedef = jax.tree.flatten(scores)
+    check.whole("k", k, 0, sum(leaf.size for leaf in leaves))
     keys = [_key(leaf) for leaf in leaves]
     if alive is not None:
         keys = [

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedprune import bill, mesh, rng, tree
+from fedprune import bill, check, mesh, rng, tree
 from fedprune.round import parts
 from fedprune.round.parts import Found, Round, RoundInfo, Setting, State, Store, Stratum
 from fedprune.types import (
@@ -79,12 +79,15 @@ def build(
         everybody's channel; when the round is traced, masks that do not fit each other, or names
         of numbers that are taken.
     """
-    strata = () if callable(local) else local
+    parts.kinds(uplink, server, participation, pruner, downlink, personal)
+    strata = local if isinstance(local, tuple) else ()
+    if not strata:
+        check.function("local", local)
     if participation.gains and uplink.survey is None:
         raise ValueError("participation: asks for channels, which this uplink cannot survey")
     learns = participation.learn is not None
     cohort = parts.trainer(
-        local if callable(local) else None, uplink, layout, weighting,
+        None if isinstance(local, tuple) else local, uplink, layout, weighting,
         downlink=downlink, pruner=pruner, findings=learns, strata=strata,
     )  # fmt: skip
 
@@ -129,6 +132,9 @@ def build(
         broadcast = tree.apply_mask(masks.shared, state.params)
         ids, probes, memory, asked = chosen(key, state, clients, broadcast, masks.shared)
         air = uplink.prepare(Cohort(key, t, ids, masks.effective, memory=memory))
+        parts.agree(
+            clients, participation, uplink, ids, air, personal=personal and personal.clients
+        )
         if air.memory is None:
             air = air._replace(memory=memory)
         message = None if server.message is None else server.message(state.server)
@@ -149,8 +155,7 @@ def build(
             cost = parts.billed(cost, *asked)
         if tally.report is not None:
             cost = parts.billed(cost, parts.size_of(tally.report), tally.asked.astype(jnp.int32))
-        finite = tree.all_finite(received.update)
-        heard = (tally.clients > 0) & finite
+        heard = tally.clients > 0
         outcome = Outcome(
             key=rng.stream(key, "server", t),
             round=t,
@@ -163,9 +168,7 @@ def build(
             asked=None if tally.asked is None else tally.asked > 0,
             held=None if tally.votes is None else tree.mean(tally.votes, tally.weight),
         )
-        params, server_state = parts.stepped(server, state, outcome)
-        nothing = jax.tree.map(jnp.zeros_like, received.update)
-        after = outcome._replace(params=params, update=tree.where(heard, received.update, nothing))
+        params, server_state, after = parts.served(server, state, outcome)
         masks, params = _revised(key, pruner, masks, after)
         selection = _learned(key, participation, state, ids, found, after)
         numbers = parts.numbers_of(
@@ -174,7 +177,7 @@ def build(
             {} if pruner is None or pruner.numbers is None else pruner.numbers(masks.state),
             {} if participation.numbers is None else participation.numbers(selection),
         )
-        rejected = (tally.clients > 0) & ~finite
+        rejected = heard & ~after.heard
         row = parts.info(masks, tally, params, cost, air.ratio, air.share, rejected, numbers)
         kept = air.memory if received.memory is None else received.memory
         return State(
