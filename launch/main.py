@@ -35,7 +35,7 @@ from absl import flags
 from jax.errors import JaxRuntimeError
 from ml_collections import config_flags
 
-from fedprune import backend, processes
+from fedprune import backend, meeting, processes
 from fedprune import config as cfg
 from launch import monitor
 
@@ -102,10 +102,15 @@ def main(argv: Sequence[str]) -> int:
     if not monitor.is_worker():
         return monitor.watch(argv, *timeouts)
     monitor.stay_with_monitor()
+    run = {"workdir": workdir, **{path: value for path, _, value in cfg.fields(config)}}
     try:
-        processes.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value, *timeouts)
-    except processes.ProcessesError as e:
+        processes.connect(run, COORDINATOR.value, PROCESSES.value, PROCESS.value, *timeouts)
+    except (processes.ProcessesError, meeting.AddressError) as e:
         return refuse(e, 2)
+    except meeting.RefusedError as e:
+        return refuse(e, 1)
+    except meeting.MissingError as e:
+        return refuse(Exception(f"{e}; the same command goes on"), monitor.RETRY)
     status = 1
     try:
         status = _run(config, workdir)
@@ -249,6 +254,10 @@ def _check_processes(config: cfg.Config) -> None:
         missing = [name for name, flag in given.items() if flag.value is None]
         if missing:
             raise UsageError(f"--coordinator={COORDINATOR.value}: needs --{missing[0]}")
+        try:
+            meeting.address(COORDINATOR.value)
+        except meeting.AddressError as e:
+            raise UsageError(f"--coordinator={e}") from e
     count, at = PROCESSES.value, PROCESS.value
     if count is not None and count < 1:
         raise UsageError(f"--processes={count}: must be at least 1")

@@ -56,6 +56,10 @@ def test_rooms(path):
         assert used <= WORDS | {here} | ALSO.get(here, set())
     elif here == "mesh":
         assert used <= WORDS | {"processes"}
+    elif here == "meeting":
+        assert used == set()
+    elif here == "processes":
+        assert used == {"meeting"}
     elif here == "backend":
         assert used <= {"processes"}
     elif here == "round":

@@ -120,6 +120,15 @@ def test_nothing_to_send_takes_no_time_at_any_rate():
     assert not np.isnan(slope(jnp.float32(0)))
 
 
+def test_without_power_sending_takes_for_ever_and_costs_nothing():
+    work = resources.hierarchical(10, 20, 5.0, 20.0, 64.0)
+    keep, rate, power = jnp.ones(2), jnp.array([0.0, 1e6]), jnp.array([0.0, 0.5])
+    assert np.isinf(resources.uplink_seconds(work, keep, rate)[0])
+    spent = resources.joules(work, keep, 3e9, rate, power)
+    computing = 1e-28 * 3e9**2 * 5 * 20 * 30
+    np.testing.assert_allclose(spent, [computing, computing + 0.5 * 64 * 30 / 1e6], rtol=1e-6)
+
+
 def test_latency_is_monotone():
     """In b, rho, C and q, over a grid at once: arguments broadcast and vmap."""
     grid = jnp.linspace(0.1, 1, 10)

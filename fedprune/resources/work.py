@@ -162,7 +162,7 @@ def joules(
     power: jax.Array | float,
     capacitance: jax.Array | float = 1e-28,
 ) -> jax.Array:
-    """Energy of computing and of sending, [..., N].
+    """Energy of computing and of sending, [..., N]. Without power nothing is radiated, for ever.
 
     Args:
       work: of the devices.
@@ -177,7 +177,7 @@ def joules(
     check.number("capacitance", capacitance, 0)
     # The factors in this order stay within float32's range.
     computing = (capacitance * frequency) * (frequency * _cycles(work, keep))
-    return computing + power * uplink_seconds(work, keep, rate)
+    return computing + power * jnp.where(power > 0, uplink_seconds(work, keep, rate), 0.0)
 
 
 def bits_sent(work: Work, keep: jax.Array) -> jax.Array:
