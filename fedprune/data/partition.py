@@ -15,7 +15,7 @@ import numpy as np
 
 
 class Partition(NamedTuple):
-    """Example indices of every client; each example belongs to exactly one."""
+    """Example indices of every client. The partitioners here give each example to exactly one."""
 
     train: list[np.ndarray]
     """K arrays of sorted indices into the training examples"""
