@@ -6,11 +6,12 @@ import tracemalloc
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings, strategies
 from scipy import stats
 
-from fedprune import data, report
+from fedprune import data, local, mesh, models, report, round, run, server
 
 CLASSES = 6
 Y_TRAIN = np.random.default_rng(0).permutation(np.repeat(np.arange(CLASSES), 100)).astype(np.uint8)
@@ -693,3 +694,57 @@ def test_statistics_take_little_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 0.5 * x.nbytes
+
+
+# The number of classes -----
+
+
+def test_federate_counts_classes():
+    train, test = data.federate(small_dataset()._replace(classes=5), ONE)
+    np.testing.assert_array_equal(train.classes, [3, 3, 3, 0, 0])
+    np.testing.assert_array_equal(test.classes, [2, 2, 1, 0, 0])
+
+
+@pytest.mark.parametrize("outputs", [2, 3, 4])
+@pytest.mark.parametrize("where", ["training", "evaluation", "clients"])
+def test_a_head_smaller_than_the_classes_is_refused(where, outputs):
+    train, test = data.federate(small_dataset(), ONE)
+    network = models.mlp((2,), classes=outputs, input_shape=(4, 3, 2))
+    layout = mesh.make(1)
+    local_update = local.sgd(network, optax.sgd(0.1), batch=2, steps=1)
+    params = network.init(jax.random.key(0))
+    state = round.initial(params, None, server.average())
+    evaluation = {
+        "evaluation": lambda: run.evaluation(network, layout),
+        "clients": lambda: run.client_evaluation(network, layout, 3),
+    }
+
+    def go():
+        if where == "training":
+            key, t = jax.random.key(0), jnp.int32(0)
+            return jax.eval_shape(local_update, key, t, params, None, train.client(jnp.int32(0)))
+        spread = mesh.spread(evaluation[where](), layout, (0, 0), 0)
+        return jax.eval_shape(spread, state, test)
+
+    if outputs >= 3:
+        assert go() is not None
+        return
+    with pytest.raises(ValueError, match=r"model: logits .* \[\d+, 2\], but the data have 3 class"):
+        go()
+
+
+def test_no_test_examples():
+    """Pooled accuracy is refused; what clients have on average is not a number."""
+    nothing = small_dataset()._replace(x_test=SMALL.x_test[:0], y_test=SMALL.y_test[:0])
+    train, test = data.federate(nothing, partition_of([[0], [1]], [[], []]))
+    network = models.mlp((2,), classes=3, input_shape=(4, 3, 2))
+    layout = mesh.make(1)
+    state = round.initial(network.init(jax.random.key(0)), None, server.average())
+    with pytest.raises(ValueError, match="there are no test examples"):
+        jax.eval_shape(mesh.spread(run.evaluation(network, layout), layout, (0, 0), 0), state, test)
+    test = test._replace(examples=train.examples, labels=train.labels)
+    own = jax.jit(mesh.spread(run.client_evaluation(network, layout, 2), layout, (0, 0), 0))
+    found = own(state, test)
+    for value in (found.accuracy, found.loss, found.mean, found.worst):
+        assert np.isnan(value)
+    assert found.histogram.sum() == 0

@@ -76,7 +76,8 @@ def sgd(
       distillation: added to the loss, see ``local.distillation``.
 
     Raises:
-      ValueError: unless batch and exactly one of steps and epochs are positive.
+      ValueError: unless batch and exactly one of steps and epochs are positive; while it is traced,
+        a network of fewer outputs than the data have classes, with ``cross_entropy``.
     """
     if (steps is None) == (epochs is None):
         raise ValueError(f"give one of steps={steps} and epochs={epochs}")
@@ -92,6 +93,8 @@ def sgd(
             logits, after = model.apply(params, x), None
         else:
             logits, after = model.train(params, x)
+        if loss is cross_entropy:  # another loss may take what it wants from a network
+            logits = client.answers(logits)
         value = loss(logits, y)
         if distillation is not None:
             value = value + distillation(logits, x)
