@@ -214,11 +214,11 @@ def deviations(
 def layer_names(params: Params) -> list[str]:
     """Paths of the leaves that are sent as symbols, in the order of the layers."""
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    return [tree.path_name(path) for path, leaf in flat if leaf.ndim >= 2]
+    return [name for path, leaf in flat if tree.is_kernel(name := tree.path_name(path), leaf)]
 
 
 def _weights(params: Params, mask: Mask) -> list[jax.Array]:
-    return [leaf for leaf in jax.tree.leaves(tree.apply_mask(mask, params)) if leaf.ndim >= 2]
+    return tree.kernel_leaves(tree.apply_mask(mask, params))
 
 
 def _layers(params: Params, mask: Mask, repeats: jax.Array | int, power: float) -> _Layers:
@@ -226,7 +226,7 @@ def _layers(params: Params, mask: Mask, repeats: jax.Array | int, power: float) 
     if mask is None:
         sizes = jnp.asarray([w.size for w in weights], jnp.float32)
     else:
-        kept = [leaf for leaf in jax.tree.leaves(mask) if leaf.ndim >= 2]
+        kept = tree.kernel_leaves(mask)
         sizes = jnp.stack([jnp.sum(m, dtype=jnp.float32) for m in kept])
     times = jnp.broadcast_to(jnp.asarray(repeats, jnp.int32), (len(weights),))
     energy = jnp.stack([jnp.square(w).sum() for w in weights])
@@ -253,4 +253,4 @@ def _codes(layers: _Layers, coded: Protection, snr_db: jax.Array | float) -> lis
 def _replaced(params: Params, layers: list[jax.Array]) -> PyTree:
     """``params`` with other kernels."""
     new = iter(layers)
-    return jax.tree.map(lambda leaf: next(new) if leaf.ndim >= 2 else leaf, params)
+    return jax.tree.map(lambda leaf, k: next(new) if k else leaf, params, tree.kernels(params))

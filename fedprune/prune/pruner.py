@@ -20,7 +20,7 @@ Predicate = Callable[[str, Any], bool]
 
 def kernels(path: str, leaf: Any) -> bool:
     """The default of what is prunable: weight matrices and filters, no biases or norm scales."""
-    return leaf.ndim >= 2
+    return tree.is_kernel(path, leaf)
 
 
 def named(part: str) -> Predicate:
