@@ -21,7 +21,7 @@ from fedprune import (
     server,
     theory,
 )
-from fedprune.round import Edges
+from fedprune.round import Edges, hierarchical
 
 NAN, INF = float("nan"), float("inf")
 MODEL, KEY, LAYOUT = mlp(), jax.random.key(0), fp.mesh.make(clients=1)

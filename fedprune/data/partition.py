@@ -17,7 +17,7 @@ from fedprune import check
 
 
 class Partition(NamedTuple):
-    """Example indices of every client; each example belongs to exactly one."""
+    """Example indices of every client. The partitioners here give each example to exactly one."""
 
     train: list[np.ndarray]
     """K arrays of sorted indices into the training examples"""

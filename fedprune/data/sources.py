@@ -32,6 +32,7 @@ import numpy as np
 from fedprune.data import bearing, cifar, prepared, tiny_imagenet
 from fedprune.data.dataset import DataError as DataError
 from fedprune.data.dataset import Dataset as Dataset
+from fedprune.data.dataset import checked
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def _checked(name: str, source: str, arrays: dict[str, np.ndarray]) -> Dataset:
             raise DataError(f"{source}: {len(x)} {part} images but {len(y)} {part} labels")
         if x.ndim == 3 and name != "bearing":
             arrays[f"x_{part}"] = x[..., None]
-    return Dataset(name, source, **arrays, classes=int(arrays["y_train"].max()) + 1)
+    return checked(Dataset(name, source, **arrays, classes=int(arrays["y_train"].max()) + 1))
 
 
 # Embedded -----

@@ -115,7 +115,7 @@ def analog(
         else:
             gains = channel.slow_rayleigh(rng.stream(key, "gain"), csi_error)
         noise = rng.stream(key, "noise")
-        sent = None if mask is None else coding.sent(_kernels(mask), codes)
+        sent = None if mask is None else coding.sent(tree.kernel_leaves(mask), codes)
         received = channel.transmit(noise, symbols, snr_db, packing, gains, sent)
         shapes = [w.shape for w in layers.weights]
         variance = channel.noise_after(snr_db, gains)
@@ -239,15 +239,11 @@ def deviations(
 def layer_names(params: Params) -> list[str]:
     """Paths of the leaves that are sent as symbols, in the order of the layers."""
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    return [tree.path_name(path) for path, leaf in flat if leaf.ndim >= 2]
-
-
-def _kernels(values: PyTree) -> list[jax.Array]:
-    return [leaf for leaf in jax.tree.leaves(values) if leaf.ndim >= 2]
+    return [name for path, leaf in flat if tree.is_kernel(name := tree.path_name(path), leaf)]
 
 
 def _weights(params: Params, mask: Mask) -> list[jax.Array]:
-    return _kernels(tree.apply_mask(mask, params))
+    return tree.kernel_leaves(tree.apply_mask(mask, params))
 
 
 def _mask_reals(mask: Mask) -> jax.Array:
@@ -255,7 +251,7 @@ def _mask_reals(mask: Mask) -> jax.Array:
     anything is pruned, [] int32."""
     if mask is None:
         return jnp.int32(0)
-    bits = [jnp.where(m.all(), 0, m.size) for m in _kernels(mask)]
+    bits = [jnp.where(m.all(), 0, m.size) for m in tree.kernel_leaves(mask)]
     return (jnp.stack(bits).sum() + 31) // 32
 
 
@@ -264,7 +260,7 @@ def _layers(params: Params, mask: Mask, repeats: jax.Array | int, power: float) 
     if mask is None:
         sizes = jnp.asarray([w.size for w in weights], jnp.float32)
     else:
-        sizes = jnp.stack([jnp.sum(m, dtype=jnp.float32) for m in _kernels(mask)])
+        sizes = jnp.stack([jnp.sum(m, dtype=jnp.float32) for m in tree.kernel_leaves(mask)])
     times = jnp.broadcast_to(jnp.asarray(repeats, jnp.int32), (len(weights),))
     energy = jnp.stack([jnp.square(w).sum() for w in weights])
     amplitude = coding.amplitudes(energy, sizes, times, power)
@@ -290,4 +286,4 @@ def _codes(layers: _Layers, coded: Protection, snr_db: jax.Array | float) -> lis
 def _replaced(params: Params, layers: list[jax.Array]) -> PyTree:
     """``params`` with other kernels."""
     new = iter(layers)
-    return jax.tree.map(lambda leaf: next(new) if leaf.ndim >= 2 else leaf, params)
+    return jax.tree.map(lambda leaf, k: next(new) if k else leaf, params, tree.kernels(params))

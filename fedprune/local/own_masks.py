@@ -11,7 +11,7 @@ from fedprune import check, rng, tree
 from fedprune.types import Client, Key, LocalUpdate, Mask, Params, PyTree, Trained
 
 Importance = Callable[[Params, Params], PyTree]
-"""(received, warmed up) -> non-negative numbers of the same shapes; the smallest are pruned"""
+"""(received, warmed up) -> numbers of the same shapes; the smallest are pruned"""
 
 
 def magnitude(received: Params, warmed: Params) -> PyTree:

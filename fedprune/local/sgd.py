@@ -86,7 +86,8 @@ def sgd(
     Raises:
       TypeError: a number where a stage or a function belongs, or the other way round.
       ValueError: unless batch and exactly one of steps and epochs are positive; when it trains, an
-        optimizer with random numbers of its own, which every client and round would draw alike.
+        optimizer with random numbers of its own, which every client and round would draw alike, or,
+        with ``cross_entropy``, a network of fewer outputs than the data have classes.
     """
     if (steps is None) == (epochs is None):
         raise ValueError(f"give one of steps={steps} and epochs={epochs}")
@@ -114,6 +115,8 @@ def sgd(
             logits, after = model.apply(params, x), None
         else:
             logits, after = model.train(params, x)
+        if loss is cross_entropy:  # another loss may take what it wants from a network
+            logits = client.answers(logits)
         value = loss(logits, y)
         if distillation is not None:
             value = value + distillation(logits, x)

@@ -5,8 +5,8 @@
 The header has, for each array, its name, type, shape, encoding, bits, scale, length, the CRC-32 of
 its bytes, and that of the decoded weights and mask. The first two checksums find damage before
 anything is decoded; the last one finds a decoder that disagrees with the encoder. All numbers are
-little-endian. Arrays are encoded as ``tensors`` says; with fewer than 32 bits, arrays of fewer than
-two axes (biases, norms, statistics) still have 32, for they are few and each matters.
+little-endian. Arrays are encoded as ``tensors`` says; with fewer than 32 bits, what is no kernel
+(``tree.is_kernel``: biases, norms, statistics) still has 32, for it is little and each matters.
 
 Whatever the bytes, reading either gives what was written or raises ``FormatError`` with one line,
 and takes memory in proportion to the weights that the caller allows.
@@ -70,7 +70,7 @@ def to_bytes(params: Params, mask: Mask = None, encoding: str = "entropy", bits:
         if name in names:
             raise ValueError(f"two arrays are named {name}")
         names.add(name)
-        width = bits if values.ndim >= 2 else 32
+        width = bits if tree.is_kernel(name, values) else 32
         data, scale = tensors.encode(values, kept, encoding, width)
         fields = (values.dtype, kept is not None, encoding, width, scale)
         decoded = tensors.decode(data, values.shape, *fields)

@@ -20,7 +20,7 @@ Predicate = Callable[[str, Any], bool]
 
 def kernels(path: str, leaf: Any) -> bool:
     """The default of what is prunable: weight matrices and filters, no biases or norm scales."""
-    return leaf.ndim >= 2
+    return tree.is_kernel(path, leaf)
 
 
 def named(part: str) -> Predicate:
@@ -51,7 +51,8 @@ def scheduled(
 
     Args:
       schedule: round -> sparsity s.
-      score: importance of every weight; the smallest go first, of equal ones the last by index.
+      score: importance of every weight. By value: NaN goes first, then the smallest, negative ones
+        before 0; of equal ones the last by index.
       distribution: "global" ranks all prunable weights together; "layer" prunes the same share of
         every prunable leaf.
       scope: one of ``types.SCOPES``. In "server" masks are nested (a pruned weight never returns).

@@ -54,10 +54,11 @@ def chain(params: Params) -> tuple[Units, ...]:
     """Units of a network whose kernels, in the natural order of their names, follow one another.
 
     Raises:
-      ValueError: a kernel whose inputs are no multiple of the outputs before it.
+      ValueError: a kernel whose inputs are no multiple of the outputs before it, or of
+        several layers.
     """
     leaves = _leaves(params)
-    kernels = sorted((p for p, leaf in leaves.items() if leaf.ndim >= 2), key=_natural)
+    kernels = sorted((p for p, leaf in leaves.items() if tree.is_kernel(p, leaf)), key=_natural)
     found = []
     for here, after in itertools.pairwise(kernels):
         size, inputs = leaves[here].shape[-1], leaves[after].shape[-2]
@@ -248,6 +249,10 @@ def _leaves(values: Params) -> dict:
 def _beside(leaves: dict, kernel: str) -> list[tuple[str, int]]:
     """The bias of a kernel's layer, if it has one."""
     bias = kernel.removesuffix("kernel") + "bias"
+    if bias in leaves and leaves[bias].ndim != 1:
+        raise ValueError(
+            f"chain: {bias} {leaves[bias].shape} is of several layers or heads at once"
+        )
     return [(bias, -1)] if bias in leaves else []
 
 

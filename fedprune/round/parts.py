@@ -79,8 +79,8 @@ class RoundInfo(NamedTuple):
     sent: Count
     """weights of the updates that counted, added up over the clients; pruned ones do not count"""
     density: dict[str, jax.Array]
-    """path -> share of its weights that the mean of these clients kept, for each array of two or
-    more axes; empty where nothing is pruned, NaN if no client counted"""
+    """path -> share of its weights that the mean of these clients kept, for each kernel
+    (``tree.is_kernel``); empty where nothing is pruned, NaN if no client counted"""
     ratio: jax.Array
     """mean of the pruning ratios that were allocated to the clients; 0 if there is no allocation"""
     allocation: dict[str, jax.Array]
@@ -466,7 +466,7 @@ def kept_by_clients(mask: Mask, tally: Tally, params: Params) -> tuple[Count, di
     density = {
         tree.path_name(path): bill.approximate(count) / (tally.clients * p.size)
         for (path, count), p in zip(found, jax.tree.leaves(params), strict=True)
-        if pruned and p.ndim > 1
+        if pruned and tree.is_kernel(tree.path_name(path), p)
     }
     return bill.add(*(count for _, count in found)), density
 
