@@ -34,7 +34,7 @@ from absl import flags
 from jax.errors import JaxRuntimeError
 from ml_collections import config_flags
 
-from fedprune import backend, processes
+from fedprune import backend, paths, processes
 from fedprune import config as cfg
 from launch import monitor
 
@@ -86,13 +86,13 @@ def main(argv: Sequence[str]) -> int:
         if HELP.value:
             print(cfg.explain(given or cfg.Config()))
             return 0
-        config, workdir = _required(given)
+        config, workdir, source = _required(given)
         cfg.validate(config)
         _check_processes(config)
-    except (UsageError, cfg.ConfigError) as e:
+    except (UsageError, cfg.ConfigError, paths.PathError) as e:
         return refuse(e, 2)
     if not DISTRIBUTED.value:
-        return _run(config, workdir)
+        return _run(config, workdir, source)
     timeouts = INITIALIZATION_TIMEOUT.value, HEARTBEAT_TIMEOUT.value
     if not monitor.is_worker():
         return monitor.watch(argv, *timeouts)
@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
         return refuse(e, 2)
     status = 1
     try:
-        status = _run(config, workdir)
+        status = _run(config, workdir, source)
     except Exception as e:
         if isinstance(e, JaxRuntimeError):  # if a process is lost, JAX ends this one in this time
             time.sleep(HEARTBEAT_TIMEOUT.value + 5)
@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
     return status
 
 
-def _run(config: cfg.Config, workdir: str) -> int:
+def _run(config: cfg.Config, workdir: Path, source: Path | None) -> int:
     """Runs the experiment on the devices of all processes; returns the exit status."""
     if config.mesh.devices % processes.count():
         return refuse(
@@ -144,7 +144,7 @@ def _run(config: cfg.Config, workdir: str) -> int:
                 workdir,
                 cfg.to_json(config),
                 fresh=FRESH.value,
-                resume_from=RESUME_FROM.value,
+                resume_from=source,
                 free=cfg.FREE,
                 places=cfg.PLACES,
             )
@@ -161,7 +161,7 @@ def _run(config: cfg.Config, workdir: str) -> int:
                 return refuse(e, 2)
             processes.require_same(lambda: _facts(plan))
             if PROFILE.value:
-                print(_profile(plan, Path(workdir)))
+                print(_profile(plan, workdir))
                 return 0
             directory = processes.together(open_directory)
             rows = experiment.execute(plan, directory, stop.is_set)
@@ -264,17 +264,23 @@ def parse(argv: Sequence[str]) -> cfg.Config | None:
     return config
 
 
-def _required(config: cfg.Config | None) -> tuple[cfg.Config, str]:
-    """The configuration and the run directory.
+def _required(config: cfg.Config | None) -> tuple[cfg.Config, Path, Path | None]:
+    """The configuration, the run directory, and the one to resume from.
 
     Raises:
-      UsageError: one of them is missing.
+      UsageError: one of the first two is missing.
+      PathError: a directory cannot be one.
     """
     if config is None:
         raise UsageError("--config is missing: give --config=experiments/NAME.py:VARIANT")
     if not WORKDIR.value:
         raise UsageError("--workdir is missing: give --workdir=DIR")
-    return config, WORKDIR.value
+    source = RESUME_FROM.value
+    return (
+        config,
+        paths.local("--workdir", WORKDIR.value),
+        None if source is None else paths.local("--resume_from", source),
+    )
 
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:

@@ -43,7 +43,7 @@ from typing import Any, TextIO
 
 from absl import flags
 
-from fedprune import backend, report, writer
+from fedprune import backend, paths, report, writer
 from fedprune import config as cfg
 from launch import cloud, program, slurm, trials
 from launch import grid as grids
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
         _only_own_flags()
         if not launcher.WORKDIR.value:
             raise launcher.UsageError("--workdir is missing: give --workdir=DIR")
-        folder = Path(launcher.WORKDIR.value).absolute()
+        folder = paths.local("--workdir", launcher.WORKDIR.value).absolute()
         if TRIAL.value is not None:
             return _one(trials.read(folder), TRIAL.value)
         if given is None:
@@ -121,7 +121,7 @@ def main(argv: Sequence[str]) -> int:
         if COLLECT.value:
             return _collect(sweep, config)
         _check_place(sweep, config)
-    except (launcher.UsageError, cfg.ConfigError) as e:
+    except (launcher.UsageError, cfg.ConfigError, paths.PathError) as e:
         return launcher.refuse(e, 2)
     except writer.RunDirectoryError as e:
         return launcher.refuse(e, 1)

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 STAGES = {"data", "models", "nn", "local", "prune", "link", "channel", "server", "payload"}
 STAGES |= {"resources", "allocation", "theory", "coding"}
-WORDS = {"types", "rng", "tree"}
+WORDS = {"types", "rng", "tree", "paths"}
 # Rooms beyond the common words that a stage may use.
 ALSO = {
     "nn": set(),
@@ -48,7 +48,7 @@ def test_rooms(path):
     here, used = room(path), rooms_used(path)
     if here == "__init__":
         return
-    if here == "types":
+    if here in ("types", "paths"):
         assert used == set()
     elif here in WORDS:
         assert used <= {"types"}
@@ -62,7 +62,9 @@ def test_rooms(path):
         assert used <= WORDS | STAGES | {"mesh", "round"}
     elif here == "round":
         assert used <= WORDS | STAGES | {"mesh"}
-    elif here in ("config", "writer", "processes", "profile"):
+    elif here == "config":
+        assert used <= {"paths"}
+    elif here in ("writer", "processes", "profile"):
         assert used == set()
     elif here == "run":
         assert used <= WORDS | STAGES | {"mesh", "round"}
