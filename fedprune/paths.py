@@ -41,7 +41,10 @@ def local(name: str, given: str | os.PathLike) -> Path:
             f"{name}={text!r}: must begin with a home folder that is known, or give the whole path"
         ) from e
     whole = f"{path.absolute()}/"  # where this process runs is a part of it
-    utf8 = not any("\ud800" <= c <= "\udfff" for c in whole)  # else Python's stand-ins for bytes
+    try:  # the C++ libraries encode names in UTF-8, Python as the locale says
+        utf8 = os.fsencode(whole) == whole.encode()
+    except UnicodeEncodeError:
+        utf8 = False
     if not text or not utf8 or any(c in f"{text}{whole}" for c in ("\0", "\\", ":/")):
         raise PathError(f"{name}={text!r}: {ALLOWED}")
     try:

@@ -272,7 +272,7 @@ def write_run(
     judged = verdict_table(verdicts) if verdicts else ""
     sections = [*tables.items(), (claims, judged)]
     text = "\n\n".join(f"{heading}\n\n{body}" for heading, body in sections if body) + "\n"
-    (folder / "report.md").write_text(text)
+    (folder / "report.md").write_text(text, encoding="utf-8")
     return text
 
 

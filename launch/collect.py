@@ -60,7 +60,7 @@ def _tidy(sweep: Sweep, trial: Trial) -> list[Row]:
 def _write_table(sweep: Sweep, rows: Sequence[Row]) -> str:
     """Returns the names of the files, and why one was not written."""
     columns = [c for c in dict.fromkeys(c for row in rows for c in row) if c != "combination"]
-    with (sweep.folder / "results.csv").open("w", newline="") as file:
+    with (sweep.folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, columns, extrasaction="ignore")
         table.writeheader()
         table.writerows(rows)

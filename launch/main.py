@@ -28,6 +28,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -36,7 +37,7 @@ from ml_collections import config_flags
 
 from fedprune import backend, paths, processes
 from fedprune import config as cfg
-from launch import monitor
+from launch import monitor, shell
 
 if TYPE_CHECKING:
     from fedprune import experiment
@@ -124,7 +125,15 @@ def _run(config: cfg.Config, workdir: Path, source: Path | None) -> int:
             2,
         )
     stop = threading.Event()
-    was = {number: signal.signal(number, lambda *_: stop.set()) for number in monitor.STOP}
+
+    def on_signal(number: int, _: object) -> None:
+        stop.set()
+        if number == signal.SIGINT:
+            signal.signal(number, was[signal.SIGINT])  # a second Ctrl-C does not wait
+
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as for jobs in the background
+    numbers = monitor.STOP if ignored else (*monitor.STOP, signal.SIGINT)
+    was = {number: signal.signal(number, on_signal) for number in numbers}
     backend.configure(config.mesh.devices // processes.count(), cache=not PROFILE.value)
     level = logging.INFO if processes.is_first() else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
@@ -132,8 +141,9 @@ def _run(config: cfg.Config, workdir: Path, source: Path | None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for raises in ("absl", "orbax"):  # Orbax logs with a traceback what it raises
         logging.getLogger(raises).setLevel(logging.CRITICAL)
+    backend.pin()
 
-    from fedprune import checkpoint, data, experiment, loop, page, writer
+    from fedprune import checkpoint, data, experiment, loop, page, profile, writer
 
     with contextlib.ExitStack() as stack:
 
@@ -155,12 +165,16 @@ def _run(config: cfg.Config, workdir: Path, source: Path | None) -> int:
         directory = None
         try:
             try:
-                module = importlib.import_module(config.experiment)
+                module = experiment_module(config)
                 plan = processes.together(lambda: experiment.plan(config, module.arms(config)))
-            except ValueError as e:  # ConfigError is one; later it is no matter of usage
+            except (UsageError, ValueError) as e:  # ConfigError is one; later it is no usage
                 return refuse(e, 2)
             processes.require_same(lambda: _facts(plan))
             if PROFILE.value:
+                if writer.foreign(workdir, profile.WRITES):
+                    raise writer.RunDirectoryError(
+                        f"workdir={workdir}: is neither empty nor a run directory"
+                    )
                 print(_profile(plan, workdir))
                 return 0
             directory = processes.together(open_directory)
@@ -168,12 +182,13 @@ def _run(config: cfg.Config, workdir: Path, source: Path | None) -> int:
             processes.part()
             for number, handler in was.items():
                 signal.signal(number, handler)
+            said = ""
             if directory:
-                print(module.report(config, rows, directory.path))
+                said = module.report(config, rows, directory.path)
                 directory.ended()
                 page.write([directory.path], directory.path / page.NAME)
                 files = "report.md, report.html, summary.json, figures/, metrics.jsonl"
-                print(f"Results in {directory.path}: {files}")
+                said += f"\nResults in {directory.path}: {files}"
         except (
             data.DataError,
             writer.RunDirectoryError,
@@ -189,6 +204,8 @@ def _run(config: cfg.Config, workdir: Path, source: Path | None) -> int:
                 directory.ended()
             logging.warning("%s; the same command goes on", e)
             return monitor.RETRY
+    if said:
+        print(said)
     return 0
 
 
@@ -235,6 +252,7 @@ def _facts(plan: experiment.Plan) -> dict[str, Any]:
         "processes": about["processes"],
         "source": about["source"],
         **about["packages"],
+        **about["arithmetic"],
         "devices of a process": jax.local_device_count(),
         # Every process computes what all of them share; it must come to the same bits.
         "processor": about["processor"] if jax.default_backend() == "cpu" else "",
@@ -248,19 +266,23 @@ def parse(argv: Sequence[str]) -> cfg.Config | None:
     Raises:
       UsageError: anything wrong with the command line.
     """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of what is an error below
+    given = next((a for a in argv if a.startswith("--config=")), None)
     try:
         rest = flags.FLAGS(list(argv))
         config = CONFIG.value
-    except SystemExit:  # --help
-        raise
+    except SystemExit as e:
+        if any(re.fullmatch(r"--?(help(short|full|xml)?|h|\?)(=.*)?", a) for a in argv):
+            raise
+        raise UsageError(f"{given}: must return a Config, and exits with {e.code}") from e
     except Exception as e:  # absl and ml_collections raise many kinds
         raise UsageError(_explain(e, argv)) from e
     if rest[1:]:
         raise UsageError(f"{rest[1]}: flags only, as --name=value")
     if type(config).__name__ == "_ErrorConfig":  # the file itself could not be loaded
         raise UsageError(_explain(OSError(), argv))
-    if not isinstance(config, cfg.Config | None):
-        raise UsageError(f"--config: the file's get_config gives no fedprune Config but {config!r}")
+    if not isinstance(config, cfg.Config) and given:
+        raise UsageError(f"{given}: its get_config must return a fedprune Config, not {config!r}")
     return config
 
 
@@ -291,7 +313,8 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
     if refused:
         return refused[1]
     file = given.removeprefix("--config=").partition(":")[0]
-    if "Error loading config file" in text or isinstance(error, OSError):
+    missing = "Error loading config file" in text or isinstance(error, OSError)
+    if missing and not Path(file).is_file():
         others = map(str, Path(file).parent.glob("*.py"))
         return f"{given}: there is no such experiment file{cfg.suggestion(file, others)}"
     changes = [a for a in argv if a.startswith("--config.")]
@@ -304,7 +327,24 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
             return f"{change}: there is no such field{cfg.suggestion(path, known)}"
         if f"--config.{path}={value}" in text:
             return f"{path}={value!r}: must be {cfg.describe(known[path])}"
-    return " ".join(text.split()) or repr(error)
+    if isinstance(error, flags.Error | cfg.ConfigError):
+        return text
+    return f"{given}: cannot be loaded ({type(error).__name__}: {text})"
+
+
+def experiment_module(config: cfg.Config) -> ModuleType:
+    """The module of a configuration's experiment.
+
+    Raises:
+      UsageError: there is none.
+    """
+    try:
+        return importlib.import_module(config.experiment)
+    except ImportError as e:
+        raise UsageError(
+            f"experiment={config.experiment!r}: cannot be imported ({e}); a file outside of the"
+            " checkout needs its folder on PYTHONPATH"
+        ) from e
 
 
 def named(given: str) -> cfg.Config:
@@ -343,4 +383,4 @@ def refuse(error: Exception, status: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    shell.run(main)

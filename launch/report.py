@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from fedprune import page, paths
+from launch import shell
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,4 +40,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    shell.run(main)
