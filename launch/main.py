@@ -10,7 +10,7 @@ Running the same command again resumes what was interrupted. ``--fresh`` starts 
 
 ``--distributed`` runs it as one of several processes, which a cluster starts (Slurm, Open MPI,
 Cloud TPU, Kubernetes), or which ``--coordinator=HOST:PORT --processes=N --process=I`` describes.
-On SIGTERM or SIGUSR2 a run finishes its segment of rounds, saves, and exits with status 42.
+On SIGTERM, SIGUSR2 or Ctrl-C a run finishes its segment of rounds, saves, and exits with status 42.
 
 With ``--profile``, one round of the first program is traced into the folder instead, and a table
 says which stage took how long.

@@ -1,8 +1,11 @@
 """Segments, checkpoints and run directories, with a program that is a few lines of NumPy."""
 
+import errno
+import fcntl
 import fnmatch
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -215,6 +218,36 @@ def test_a_run_goes_on_in_another_place(tmp_path, caplog):
         with pytest.raises(RunDirectoryError, match="belongs to another configuration"):
             RunDirectory(tmp_path / "run", other, places=places)
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == four
+
+
+def test_other_arithmetic_is_refused(tmp_path):
+    """By name; where an older version recorded none, the run goes on."""
+    run = tmp_path / "run"
+    places = ("mesh",)
+    for config, found in (({"mesh": 2}, {}), ({"mesh": 2}, {"arithmetic": {"JAX_X": 1}})):
+        with RunDirectory(run, config, places=places) as directory:
+            directory.record(found)
+    before = files(run)
+    with (
+        RunDirectory(run, {"mesh": 4}, places=places) as directory,
+        pytest.raises(RunDirectoryError, match=r"other arithmetic \(JAX_X was 1, is None\); set"),
+    ):
+        directory.record({"arithmetic": {}})
+    assert files(run) == before
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EWOULDBLOCK])
+def test_a_file_system_without_locks_is_warned_of(error, tmp_path, monkeypatch, caplog):
+    def flock(file, kind):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    if error == errno.EWOULDBLOCK:
+        with pytest.raises(RunDirectoryError, match="another process is using it"):
+            RunDirectory(tmp_path / "run", {})
+        return
+    RunDirectory(tmp_path / "run", {}).close()
+    assert "its file system has no locks" in caplog.text
 
 
 def test_rows_with_mappings(tmp_path):
