@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedprune import paths
 from fedprune.data import bearing, cifar, prepared, tiny_imagenet
 from fedprune.data.dataset import DataError as DataError
 from fedprune.data.dataset import Dataset as Dataset
@@ -72,10 +73,12 @@ def load(
     Raises:
       DataError: unknown name, nothing found (with how to get it), a failed download, or a damaged
         file.
+      PathError: ``data_dir`` is no path of this machine.
     """
     if name not in NAMES:
         raise DataError(f"data.name={name!r} is not one of {', '.join(NAMES)}")
-    root = data_dir or os.environ.get("FEDPRUNE_DATA")
+    given = {"data.dir": data_dir, "$FEDPRUNE_DATA": os.environ.get("FEDPRUNE_DATA")}
+    root = next((paths.local(where, place) for where, place in given.items() if place), None)
     for source, read in _candidates(name, root):
         log.info("%s: reading %s", name, source)
         return _checked(name, str(source), read())

@@ -610,7 +610,9 @@ def _blocks(text: str) -> Iterator[Table | str]:
 def _own_figures(folder: Path) -> list[tuple[str, str]]:
     """(name, address) of the figures that the experiment drew."""
     found = sorted((folder / "figures").glob("*.svg"))
-    return [(path.stem.replace("_", " "), _address(path.read_text())) for path in found]
+    return [
+        (path.stem.replace("_", " "), _address(path.read_text(encoding="utf-8"))) for path in found
+    ]
 
 
 def _facts(runs: Sequence[Run], settings: Sequence[Setting]) -> list[tuple[str, str]]:
