@@ -379,6 +379,10 @@ class Uplink(NamedTuple):
     survey: Callable[[Survey], tuple[jax.Array, PyTree]] | None = None
     """-> (power gains [K] of all clients in the coming round, memory), for cohorts that are chosen
     by channel; the channels of the cohort are then those that were surveyed"""
+    masks: bool = False
+    """whether its own bill has masks of the clients' own (``Trained.held``) in it. False: where the
+    pruner takes proposals, and so is told who holds what, the round bills every client that counts
+    one bit a weight, in numbers of 32 bits rounded up, as side information"""
     clients: int | None = None
     """K, where it looks up anything of its own by a client's id; None: nothing, so any K will do"""
 

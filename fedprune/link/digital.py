@@ -137,7 +137,7 @@ def orthogonal(
         cost = Cost(uses, bill.count(0), jnp.float32(0.0), seconds, power * seconds)
         return Received(tree.mean(signal, weight), cost)
 
-    return Uplink(prepare, encode, finish, survey=survey)
+    return Uplink(prepare, encode, finish, survey=survey, masks=True)
 
 
 def _entropy(values: Params, mask: Mask, bits: int) -> jax.Array:

@@ -169,5 +169,6 @@ def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
         of_both("init"),
         of_both("remember"),
         None if values.survey is None else survey,
+        values.masks,
         max(known, default=None),
     )

@@ -2,6 +2,7 @@
 
 from fedprune.prune.neurons import neurons as neurons
 from fedprune.prune.pruner import Predicate as Predicate
+from fedprune.prune.pruner import by_layer as by_layer
 from fedprune.prune.pruner import kernels as kernels
 from fedprune.prune.pruner import named as named
 from fedprune.prune.pruner import scheduled as scheduled

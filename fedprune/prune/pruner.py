@@ -118,6 +118,32 @@ def selection(
     return mask
 
 
+def by_layer(
+    scores: PyTree, keep: PyTree, alive: Mask = None, prunable: Predicate = kernels
+) -> Mask:
+    """The mask that keeps the largest scores of every prunable leaf, and the other leaves whole.
+
+    Args:
+      scores: non-negative, shaped like the params.
+      keep: [] int32 for every leaf, how many stay; at most the number alive.
+      alive: who may stay; None: everybody.
+      prunable: as for ``scheduled``.
+
+    Raises:
+      ValueError: no weight is prunable.
+    """
+    chosen = tree.match_path(prunable, scores)
+    if not any(jax.tree.leaves(chosen)):
+        raise ValueError("prunable: no weight of the model is prunable")
+    if alive is None:
+        alive = jax.tree.map(lambda v: jnp.ones(v.shape, bool), scores)
+
+    def one(ranked: bool, v: jax.Array, k: jax.Array, m: jax.Array) -> jax.Array:
+        return top_k(v, k, m) if ranked else jnp.ones(v.shape, bool)
+
+    return tree.match(jax.tree.map(one, chosen, scores, keep, alive))
+
+
 def _ranking(distribution: str, prunable: Predicate):
     """(values -> sizes of the groups that are ranked together, (scores, keep, alive) -> mask)."""
     if distribution not in ("global", "layer"):

@@ -133,6 +133,9 @@ def build(
         t = state.round
         masks = parts.masks(key, pruner, state)
         broadcast = tree.apply_mask(masks.shared, state.params)
+        if pruner is not None and pruner.scope == "server":
+            # What this round prunes is zero at the server too, for whoever brings it back.
+            state = state._replace(params=broadcast)
         ids, probes, memory, asked = chosen(key, state, clients, broadcast, masks.shared)
         air = uplink.prepare(Cohort(key, t, ids, masks.effective, memory=memory))
         parts.agree(
@@ -158,6 +161,9 @@ def build(
             cost = parts.billed(cost, *asked)
         if tally.report is not None:
             cost = parts.billed(cost, parts.size_of(tally.report), tally.asked.astype(jnp.int32))
+        if tally.votes is not None and not uplink.masks:
+            words = -(-parts.size_of(tally.votes) // 32)
+            cost = parts.billed(cost, words, tally.clients.astype(jnp.int32))
         heard = tally.clients > 0
         outcome = Outcome(
             key=rng.stream(key, "server", t),

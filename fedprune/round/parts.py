@@ -287,6 +287,8 @@ def trainer(
                 " the mask that all clients share; take a pruner of scope 'own', one that takes"
                 " proposals, or none"
             )
+        if proposals and trained.held is None:  # no proposal: what it received, and not everything
+            trained = trained._replace(held=of.mask)
         size = client.size.astype(jnp.float32)
         one, none = jnp.ones_like(size), jnp.zeros_like(size)
         weight = size if weighting == "examples" else one
@@ -297,7 +299,10 @@ def trainer(
         )
         told, asked = None, None
         if report is not None:
-            told, asked = tree.scale(weight, report.values), jnp.asarray(report.asked, jnp.float32)
+            # What nobody asked for is not sent: it neither arrives nor, if it is NaN, excludes.
+            nothing = jax.tree.map(jnp.zeros_like, report.values)
+            wanted = tree.where(jnp.asarray(report.asked), report.values, nothing)
+            told, asked = tree.scale(weight, wanted), jnp.asarray(report.asked, jnp.float32)
         finite = tree.all_finite((trained.delta, sent.total, trained.loss, new, told))
         mine = Tally(
             weight=weight,
@@ -305,7 +310,7 @@ def trainer(
             clients=one,
             excluded=none,
             held=_counts(trained.held),
-            votes=_votes(trained, of.effective, weight) if proposals else None,
+            votes=_votes(trained, weight) if proposals else None,
             report=told,
             asked=asked,
         )
@@ -395,11 +400,8 @@ def _widened(stratum: Stratum) -> LocalUpdate:
     return update
 
 
-def _votes(trained: Trained, effective: Mask, weight: jax.Array) -> PyTree:
-    held = effective if trained.held is None else trained.held
-    if held is None:
-        return jax.tree.map(lambda v: jnp.broadcast_to(weight, v.shape), trained.delta)
-    return jax.tree.map(lambda m: jnp.where(m, weight, 0.0), held)
+def _votes(trained: Trained, weight: jax.Array) -> PyTree:
+    return jax.tree.map(lambda m: jnp.where(m, weight, 0.0), trained.held)
 
 
 def _placed(part: Total, edge: jax.Array, count: int) -> Total:

@@ -1,0 +1,4 @@
+"""Whole methods of papers, one file each, put together from stages."""
+
+from fedprune.algorithms import feddst as feddst
+from fedprune.algorithms import prunefl as prunefl
