@@ -1,5 +1,6 @@
 """Federated learning with model pruning over wireless channels, as one jit function a round."""
 
+from fedprune import algorithms as algorithms
 from fedprune import allocation as allocation
 from fedprune import backend as backend
 from fedprune import channel as channel

@@ -12,9 +12,8 @@ with n_l the number of weights that the mask m keeps of it and a(t) the share re
 A round without readjustment has a(t) = 0. The first mask keeps the largest initial weights. As in
 the paper, weights that are held do not regrow; the code ranks them, too, and sets them to zero.
 
-Billed: the dense update, since any weight may arrive (over the air: all d weights take symbols;
-digital links send the held ones and the mask), and the masks, which the server counts: one bit a
-weight and client, in every round. Networks with running statistics are refused.
+Billed: symbols of all d weights over the air, since any may arrive, the held ones by digital links;
+and the masks, which the server counts: one bit a weight and client, in every round.
 """
 
 import jax
@@ -35,10 +34,8 @@ def train(
     def update(key, t, params, mask, client):
         first = before(rng.stream(key, "before"), t, params, mask, client)
         trained = jax.tree.map(jnp.add, params, first.delta)
-        drawn = jax.random.randint(
-            rng.stream(key, "growth"), (batch,), 0, jnp.maximum(client.size, 1)
-        )
-        x, y = client.take(drawn)
+        size = jnp.maximum(client.size, 1)
+        x, y = client.take(jax.random.randint(rng.stream(key, "growth"), (batch,), 0, size))
         slope = jax.grad(lambda w: local.cross_entropy(model.apply(w, x), y).mean())(trained)
         go = jax.tree.map(lambda m: jnp.round(share(t) * m.sum(dtype=jnp.float32)), mask)
         go = jax.tree.map(lambda n: n.astype(jnp.int32), go)
@@ -56,13 +53,11 @@ def train(
 
 
 def holders() -> Server:
-    """The server's model: the mean over the holders, zero where there are none. The uplink carries
-    the mean over all clients, as every link but ``link.holders`` does."""
+    """The server's step: the mean over holders from the mean over all clients, which every link
+    but ``link.holders`` estimates."""
 
     def update(state, outcome):
-        def one(w, u, c):
-            return jnp.where(c > 0, w + u / jnp.where(c > 0, c, 1.0), 0.0)
-
+        one = lambda w, u, c: jnp.where(c > 0, w + u / jnp.where(c > 0, c, 1.0), 0.0)
         return jax.tree.map(one, outcome.params, outcome.update, outcome.held), state
 
     return Server(lambda params: (), update)

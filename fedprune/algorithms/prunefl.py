@@ -12,10 +12,8 @@ each layer the kept weights, but for the share s of smallest magnitude. The pape
 order of g_j^2 / t_j while that exceeds Gamma. The same set comes without sorting from
 A <- {j: g_j^2 > Gamma(A) t_j} and what may not go, repeated until Gamma rises no more (Dinkelbach).
 Weights that return start at zero. The first mask keeps the largest initial weights of each layer.
-
-Billed: beside the link, 32 bits for each of the d squared gradients of every client that counts, in
-rounds that ask. Gradients are those of one batch at the model received; the code adds up those of
-the round's steps. Networks with running statistics are refused.
+Billed beside the link: d numbers a client, in rounds that ask. They are of one batch at the model
+received; the code adds up those of the round's steps.
 """
 
 import jax
@@ -34,24 +32,25 @@ def train(model: Model, then: LocalUpdate, asked, batch: int) -> LocalUpdate:
         )
 
     def update(key, t, params, mask, client):
+        nothing = jax.tree.map(jnp.zeros_like, params)
+        size = jnp.maximum(client.size, 1)
+        drawn = jax.random.randint(rng.stream(key, "report"), (batch,), 0, size)
+        at, nothing, own, drawn = tree.match((params, nothing, client, drawn))
+
         def squares():
-            size = jnp.maximum(client.size, 1)
-            x, y = client.take(jax.random.randint(rng.stream(key, "report"), (batch,), 0, size))
-            slope = jax.grad(lambda w: local.cross_entropy(model.apply(w, x), y).mean())(params)
-            return tree.match((jax.tree.map(jnp.square, slope), params))[0]
+            x, y = own.take(drawn)
+            slope = jax.grad(lambda w: local.cross_entropy(model.apply(w, x), y).mean())(at)
+            return jax.tree.map(jnp.square, slope)
 
-        def nothing():
-            return tree.match((jax.tree.map(jnp.zeros_like, params), params))[0]
-
-        report = Report(lax.cond(asked(t), squares, nothing), asked(t))
+        report = Report(lax.cond(asked(t), squares, lambda: nothing), asked(t))
         return then(key, t, params, mask, client)._replace(report=report)
 
     return update
 
 
 def pruner(density, seconds, rest, share=1.0, prunable=prune.kernels) -> Pruner:
-    """The server: ``density`` of the first mask, ``seconds`` params -> t_j, one number a leaf,
-    ``rest`` c > 0 and ``share`` s; numbers may be traced."""
+    """The server: ``density`` of the first mask, ``seconds`` params -> t_j, one a leaf, ``rest`` c > 0
+    and ``share`` s; numbers may be traced."""
 
     def update(state, before):
         size = jax.tree.map(jnp.abs, before.params)
@@ -64,8 +63,8 @@ def pruner(density, seconds, rest, share=1.0, prunable=prune.kernels) -> Pruner:
         kept = jax.tree.map(lambda m: m.sum(dtype=jnp.float32), outcome.mask)
         keep = jax.tree.map(lambda n: (n - jnp.floor(share * n)).astype(jnp.int32), kept)
         stays = prune.by_layer(size, keep, outcome.mask, prunable)
-        chosen = tree.match_path(prunable, gain)
-        time = jax.tree.map(lambda c, t: t if c else 0.0, chosen, seconds(gain))
+        ranked = tree.match_path(prunable, gain)
+        time = jax.tree.map(lambda r, t: t if r else 0.0, ranked, seconds(gain))
 
         def gamma(mask):
             taken = jax.tree.map(lambda m, t: t * m.sum(dtype=jnp.float32), mask, time)
@@ -74,9 +73,8 @@ def pruner(density, seconds, rest, share=1.0, prunable=prune.kernels) -> Pruner:
         def above(level):
             return jax.tree.map(lambda m, g, t: m | (g > level * t), stays, gain, time)
 
-        start = jnp.float32(-1.0), gamma(stays)
-        rises = lambda levels: levels[1] > levels[0]
-        level, _ = lax.while_loop(rises, lambda levels: (levels[1], gamma(above(levels[1]))), start)
+        two = tree.match((jnp.float32(-1.0), gamma(stays)))
+        level, _ = lax.while_loop(lambda a: a[1] > a[0], lambda a: (a[1], gamma(above(a[1]))), two)
         return tree.where(outcome.asked, above(level), outcome.mask), state
 
     return Pruner(lambda params: (), update, revise=revise)
