@@ -305,7 +305,7 @@ def test_cohort_is_drawn_without_repetition_and_anew():
     counts = np.bincount(np.concatenate(cohorts), minlength=20)
     # Binomial(200, 0.35): mean 70, standard deviation 6.7; five of them either side.
     assert (abs(counts - 70) < 34).all()
-    with pytest.raises(ValueError, match="cohort size=21"):
+    with pytest.raises(ValueError, match="size=21"):
         fp.server.uniform(20, 21)
 
 

@@ -59,8 +59,8 @@ def program(labels=LABELS, rate=1.1, width=3) -> loop.Program:
                 losses.append(x.mean(1))
             loss = np.stack(losses, 1)
             cost = Cost(*[np.zeros_like(loss)] * len(Cost._fields))
-            infos = RoundInfo(*[loss] * len(RoundInfo._fields))
-            infos = infos._replace(cost=cost, numbers={})
+            fields = dict.fromkeys(RoundInfo._fields, loss)
+            infos = RoundInfo(**{**fields, "cost": cost, "numbers": {"own": loss}})
             return {"t": t, "x": x}, infos, Measured(x.mean(1))
 
         return step

@@ -10,7 +10,8 @@ from flax import nnx
 from jax import lax
 from problems import before
 
-from fedprune import link, local, payload, prune, round, tree
+from fedprune import link, local, payload, prune, tree
+from fedprune.round import Tally, kept_by_clients
 
 # s_i of step i of n, in Python's floats.
 FORMULAS = {
@@ -336,6 +337,16 @@ def test_nothing_prunable():
         pruner.init({"bias": jnp.ones(3)})
 
 
+@pytest.mark.parametrize("distribution", GROUPS)
+@pytest.mark.parametrize("scope", ["server", "client"])
+def test_signed_scores_are_ranked_by_value(distribution, scope):
+    params = {"kernel": jnp.array([[-5.0, -3.0, -1.0, 0.5, 1.0, 2.0]])}
+    by_value = dict(score=lambda p: p, distribution=distribution, scope=scope)
+    pruner = prune.scheduled(prune.constant(0.5), **by_value)
+    mask, _ = pruner.update(pruner.init(params), params, jnp.int32(0))
+    np.testing.assert_array_equal(mask["kernel"][0], [False, False, False, True, True, True])
+
+
 # What is a kernel -----
 
 
@@ -403,8 +414,8 @@ def test_kernels_are_decided_by_role_and_everywhere_alike(library):
     assert sorted(v.shape for v in payload.kernels(params, mask)[1]) == sorted(
         v.shape for name, v in named if name in wanted
     )
-    tally = round.Tally(*[jnp.float32(2)] * 4, None)
-    assert set(round.kept_by_clients(mask, tally, params)[1]) == wanted
+    tally = Tally(*[jnp.float32(2)] * 4, None)
+    assert set(kept_by_clients(mask, tally, params)[1]) == wanted
     sizes = {bits: len(payload.to_bytes(params, None, "dense", bits)) for bits in (32, 16)}
     assert sizes[32] - sizes[16] == 2 * sum(v.size for name, v in named if name in wanted)
 

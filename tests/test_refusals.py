@@ -156,7 +156,7 @@ CASES = [
     (lambda v: channel.outage(1.0, v), "snr", [0.0, INF]),
     (lambda v: channel.fixed_rate(1.0, 1.0, v, jnp.abs), "symbols", [-1.0]),
     (lambda v: channel.adaptive_rate(1.0, 1.0, jnp.abs, v), "points", [0, 1.5]),
-    (lambda v: channel.step_curve([1.0, 2.0], v), "accuracies", [[0.5, 90.0], [0.5, NAN]]),
+    (lambda v: channel.step_curve([1.0, 2.0], v), "accuracies", [[0.5, 190.0], [0.5, NAN]]),
     (lambda v: channel.step_curve(v, [0.1, 0.2]), "bits", [[2.0, 1.0], [-1.0, 1.0], [1.0]]),
     # link
     (link.over_the_air, "snr_db", [NAN, -INF, "10", [1.0, 2.0], 1j, KEY]),

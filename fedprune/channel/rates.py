@@ -58,13 +58,13 @@ def step_curve(bits: ArrayLike, accuracies: ArrayLike) -> Curve:
 
     Args:
       bits: [m] increasing sizes.
-      accuracies: [m]
+      accuracies: [m] as shares or in percent
 
     Raises:
       ValueError: sizes that do not increase, or not as many accuracies; accuracies that are none.
     """
     check.numbers("bits", bits, 0)
-    check.numbers("accuracies", accuracies, 0, 1)
+    check.numbers("accuracies", accuracies, 0, 100)
     sizes, levels = np.asarray(bits, np.float32), np.asarray(accuracies, np.float32)
     if sizes.ndim != 1 or sizes.shape != levels.shape or not (np.diff(sizes) > 0).all():
         raise ValueError("bits must increase, with one accuracy for each")

@@ -45,12 +45,12 @@ def first(dataset: Dataset, n: int) -> Dataset:
     """The dataset with its first n training examples only.
 
     Raises:
-      DataError: fewer are there.
-      ValueError: n is below 1.
+      TypeError: n is no whole number.
+      DataError: n is below 1, or fewer are there.
     """
-    check.whole("data.examples", n, 1)
+    check.whole("data.examples", n)
     there = len(dataset.y_train)
-    if n > there:
+    if not 1 <= n <= there:
         raise DataError(f"data.examples={n}: {dataset.name} has {there}; 1 to {there} can be taken")
     groups = None if dataset.group_train is None else dataset.group_train[:n]
     return dataset._replace(

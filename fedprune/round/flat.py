@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedprune import bill, check, mesh, rng, tree
+from fedprune import bill, mesh, rng, tree
 from fedprune.round import parts
 from fedprune.round.parts import Found, Round, RoundInfo, Setting, State, Store, Stratum
 from fedprune.types import (
@@ -80,14 +80,12 @@ def build(
         of numbers that are taken.
     """
     parts.kinds(uplink, server, participation, pruner, downlink, personal)
-    strata = local if isinstance(local, tuple) else ()
-    if not strata:
-        check.function("local", local)
+    strata = parts.strata_of(local)
     if participation.gains and uplink.survey is None:
         raise ValueError("participation: asks for channels, which this uplink cannot survey")
     learns = participation.learn is not None
     cohort = parts.trainer(
-        None if isinstance(local, tuple) else local, uplink, layout, weighting,
+        None if strata else local, uplink, layout, weighting,
         downlink=downlink, pruner=pruner, findings=learns, strata=strata,
     )  # fmt: skip
 
@@ -97,8 +95,13 @@ def build(
         if participation.init is not None:
             state = state._replace(participation=participation.init())
         memory = None if uplink.remember is None else uplink.remember(shared)
-        each = lambda v: jnp.broadcast_to(v, (participation.clients, *v.shape))
-        return state._replace(personal=jax.tree.map(each, own), memory=jax.tree.map(each, memory))
+
+        def each(values: PyTree, clients: int) -> PyTree:
+            return jax.tree.map(lambda v: jnp.broadcast_to(v, (clients, *v.shape)), values)
+
+        if personal is not None:
+            state = state._replace(personal=each(own, personal.clients))
+        return state._replace(memory=each(memory, participation.clients))
 
     def chosen(key: Key, state: State, clients: Clients, broadcast: Params, mask: Mask):
         """(cohort's ids, what probes answered, memory of the uplink, bill of the probes)."""

@@ -242,7 +242,7 @@ def masks(key: Key, pruner: Pruner | None, state: State) -> Masks:
 
 
 def trainer(
-    local: LocalUpdate | None,
+    local: Any,
     uplink: Uplink,
     layout: mesh.Layout,
     weighting: str,
@@ -360,6 +360,18 @@ def trainer(
         return total, store, found
 
     return cohort
+
+
+def strata_of(local: Any) -> tuple[Stratum, ...]:
+    """The strata, where ``local`` is not one training for all.
+
+    Raises:
+      TypeError: it is neither.
+    """
+    if isinstance(local, tuple) and local and all(isinstance(s, Stratum) for s in local):
+        return local
+    check.function("local", local)
+    return ()
 
 
 def _widened(stratum: Stratum) -> LocalUpdate:
