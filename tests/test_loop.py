@@ -230,7 +230,9 @@ def test_a_damaged_row_is_named_and_computed_again(unbroken, tmp_path, caplog, b
     assert "taking that of round 8" in caplog.text
     assert (folder / "metrics.damaged" / "1" / "metrics.jsonl").read_text() == damaged
 
-    lines[4] = lines[4].replace("0.0}", "0.5}")  # of round 3, which both checkpoints need
+    whole = lines[4]  # of round 3, which both checkpoints need
+    lines[4] = whole.replace('"seconds": 0.0', '"seconds": 0.5')
+    assert lines[4] != whole
     (folder / "metrics.jsonl").write_text("".join(lines))
     before = files(folder)
     with pytest.raises(CheckpointError, match="arm slow, seed 0, round 3, is damaged"):
