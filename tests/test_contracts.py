@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import distance, federation, leaves, mlp, same
+from problems import federation, leaves, mlp, same
 
 import fedprune as fp
 from fedprune import bill, channel, link, local, loop, rng, tree
@@ -46,6 +46,11 @@ def moves(t, k, params):
     return jax.tree.map(lambda w: step + 0.1 * w, params)
 
 
+def apart(a, b):
+    """The largest difference of two weights, also where all are zero."""
+    return max(abs(x - y).max() for x, y in zip(leaves(a), leaves(b), strict=True))
+
+
 def by_rule(key, t, params, mask, client):
     k = (client.size % 5).astype(jnp.float32)
     return Trained(moves(t.astype(jnp.float32), k, params), k)
@@ -76,7 +81,8 @@ def test_rows_of_any_type_go_to_their_clients_and_back(reduction, devices, chunk
         return Total(row["i"].astype(jnp.int32), ()), new, position
 
     def on_device(store):
-        total, after, found = fp.mesh.collect(contribution, (), size, layout, store, ids)
+        found = fp.mesh.collect(contribution, (), size, layout, store, jnp.asarray(ids))
+        total, after, found = found
         return jax.tree.map(lambda v: v[None], total), after, found[None]
 
     clients_axis = jax.P(fp.mesh.CLIENTS)
@@ -144,9 +150,9 @@ def test_what_compression_leaves_is_sent_later(devices):
             sent.append(jax.tree.map(largest_four, wanted))
             left[k] = jax.tree.map(np.subtract, wanted, sent[-1])
         model = jax.tree.map(lambda w, *u: w + np.mean(u, 0), model, *sent)
-    assert distance(state.params, model) < 1e-5
+    assert apart(state.params, model) < 1e-5
     for k in range(K):
-        assert distance(jax.tree.map(lambda v, k=k: v[k], state.memory), left[k]) < 1e-5
+        assert apart(jax.tree.map(lambda v, k=k: v[k], state.memory), left[k]) < 1e-5
     np.testing.assert_array_equal(info.numbers["seen"], [0, 1, 2])
     assert int(state.uplink) == 3
 
@@ -165,7 +171,7 @@ def test_memories_of_arms_are_apart_and_names_are_checked():
     for i, lr in enumerate(rates):
         alone, _, _ = simulate(algorithm(lr), 2)
         one = jax.tree.map(lambda v, i=i: v[i], ended.memory)
-        assert distance(one, alone.memory) < 1e-6
+        assert apart(one, alone.memory) < 1e-6
     rows = loop._rows(
         loop.Program("p", [loop.Label("a", 0), loop.Label("b", 0)], None, None, 2),
         0, jax.device_get(infos), type("M", (), {"_asdict": lambda self: {}})(),
@@ -219,10 +225,10 @@ def test_scaffold_against_a_loop():
             own[k] = new
         mean = lambda values: jax.tree.map(lambda *v: sum(v) / cohort, *values)
         model, common = add(model, mean(updates)), add(common, mean(changes), cohort / K)
-    assert distance(state.params, model) < 1e-5
-    assert distance(state.server, common) < 1e-5
+    assert apart(state.params, model) < 1e-5
+    assert apart(state.server, common) < 1e-5
     for k in range(K):
-        assert distance(jax.tree.map(lambda v, k=k: v[k], state.personal), own[k]) < 1e-5
+        assert apart(jax.tree.map(lambda v, k=k: v[k], state.personal), own[k]) < 1e-5
     weights = sum(v.size for v in leaves(model))
     np.testing.assert_array_equal(info.cost.side_information, weights * (1 + cohort))
 
@@ -264,7 +270,7 @@ def test_selection_by_channel_age_and_loss_against_a_loop():
         for k, h in zip(ids, np.asarray(combined.known), strict=True):
             if abs(h) ** 2 >= 0.5:
                 age[k], loss[k] = 0, int(CLIENTS.size[k]) % 5
-        assert info.numbers["oldest"][t] == age.max()
+        assert int(info.numbers["oldest"][t]) == age.max()
     np.testing.assert_array_equal(state.participation.age, age)
     np.testing.assert_allclose(state.participation.loss, loss, rtol=1e-6)
     with pytest.raises(ValueError, match="participation: asks for channels"):
@@ -330,30 +336,23 @@ def test_strata_train_smaller_networks():
     moved = jax.tree.map(lambda a, b: np.asarray(a) - b, state.params, start())
     assert all(np.allclose(v, 1, atol=1e-5) for v in leaves(moved))  # by the holders of each
     shapes = jax.eval_shape(MODEL.init, jax.random.key(0))
-    sizes = [
-        sum(v.size for v in jax.tree.leaves(p)) for p in (jax.eval_shape(narrow, shapes), shapes)
-    ]
-    assert info.sent[0] == 2 * sizes[0] + 5 * sizes[1]
+    count = lambda params: sum(v.size for v in jax.tree.leaves(params))
+    small = count(jax.eval_shape(narrow, shapes))
+    assert info.sent[0] == 2 * small + 5 * count(shapes)
 
     def flops(strata):
         algorithm = build(local=strata, uplink=uplink)
-        state = fp.run.start(lambda _: algorithm, MODEL.init, (), jax.random.key(0)[None])
-        shaped = lambda values: jax.tree.map(
-            lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), values
-        )
-        arms = fp.run.Arms(
-            (), jax.random.key(0)[None], state, CLIENTS.rows[None], CLIENTS.size[None]
-        )
+        key = jax.random.key(0)[None]
+        state = fp.run.start(lambda _: algorithm, MODEL.init, (), key)
+        arms = fp.run.Arms((), key, state, CLIENTS.rows[None], CLIENTS.size[None])
         program = fp.run.program(lambda _: algorithm, fp.mesh.make(clients=1), 1)
-        return program.lower(arms, CLIENTS, CLIENTS).compile().cost_analysis()["flops"], shaped
+        return program.lower(arms, CLIENTS, CLIENTS).compile().cost_analysis()["flops"]
 
-    sgd = lambda model: local.sgd(model, optax.sgd(0.1), batch=5, steps=2)
-    small = (
-        Stratum(2, sgd(MODEL), narrow, widen),
-        Stratum(5, sgd(MODEL), lambda p: p, lambda s, z: s),
-    )
-    large = (Stratum(7, sgd(MODEL), lambda p: p, lambda s, z: s),)
-    assert flops(small)[0] < 2 * flops(large)[0]
+    # XLA counts the body of a loop once, so that all clients are of one stratum here.
+    train = lambda model: local.sgd(model, optax.sgd(0.1), batch=20, steps=2)
+    half = fp.models.mlp(hidden=(8,), input_shape=(8, 8, 1))
+    large = (Stratum(7, train(MODEL), lambda p: p, lambda s, z: s),)
+    assert flops((Stratum(7, train(half), narrow, widen),)) < 0.75 * flops(large)
     with pytest.raises(ValueError, match=r"strata: of \[2\] clients, but the cohort has 7"):
         simulate(build(local=(Stratum(2, ones, narrow, widen),), uplink=uplink), 1)
 
@@ -437,7 +436,7 @@ def test_every_uplink_keeps_the_contract(name):
     nobody = CLIENTS._replace(size=jnp.zeros(K, jnp.int32))
     empty, info, _ = fp.run.simulate(algorithm, MODEL, nobody, CLIENTS, 1, seed=SEED)
     expected = tree.apply_mask(empty.mask, jax.tree.map(jnp.float32, start()))
-    assert distance(empty.params, expected) < 1e-6
+    assert apart(empty.params, expected) < 1e-6
     np.testing.assert_array_equal(info.clients, 0)
 
 

@@ -49,7 +49,7 @@ def train(model: Model, then: LocalUpdate, asked, batch: int) -> LocalUpdate:
 
 
 def pruner(density, seconds, rest, share=1.0, prunable=prune.kernels) -> Pruner:
-    """The server: ``density`` of the first mask, ``seconds`` params -> t_j, one a leaf, ``rest`` c > 0
+    """The server: ``density`` of the first mask, ``seconds`` params -> t_j, one a leaf, ``rest`` c
     and ``share`` s; numbers may be traced."""
 
     def update(state, before):
