@@ -11,7 +11,7 @@ from jax import lax
 from problems import before
 
 from fedprune import link, local, payload, prune, tree
-from fedprune.round import Tally, kept_by_clients
+from fedprune.round.parts import Tally, kept_by_clients
 
 # s_i of step i of n, in Python's floats.
 FORMULAS = {
@@ -414,7 +414,7 @@ def test_kernels_are_decided_by_role_and_everywhere_alike(library):
     assert sorted(v.shape for v in payload.kernels(params, mask)[1]) == sorted(
         v.shape for name, v in named if name in wanted
     )
-    tally = Tally(*[jnp.float32(2)] * 4, None)
+    tally = Tally(*[jnp.float32(2)] * 4, None, None, None, None)
     assert set(kept_by_clients(mask, tally, params)[1]) == wanted
     sizes = {bits: len(payload.to_bytes(params, None, "dense", bits)) for bits in (32, 16)}
     assert sizes[32] - sizes[16] == 2 * sum(v.size for name, v in named if name in wanted)

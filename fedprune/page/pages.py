@@ -331,7 +331,10 @@ def _against_costs(panels: Sequence[Panel]) -> list[Picture]:
             if found is None or not any(row.get(column) for row in member.rows):
                 return None
             total = rp.spent(member.rows, member.arm, column, found.x)
-            return found._replace(x=total)
+            known = np.isfinite(total)  # what costs without end has no place on the axis
+            return Line(*(v[known] if isinstance(v, np.ndarray) else v for v in found))._replace(
+                x=total[known]
+            )
 
         axes = Axes(f"{name} so far", "test accuracy (%)", True, ylim=_limits(panels, ACCURACY))
         caption = f"The same accuracies against what all clients together had spent. {BANDS}"
