@@ -343,7 +343,7 @@ def test_signed_scores_are_ranked_by_value(distribution, scope):
     params = {"kernel": jnp.array([[-5.0, -3.0, -1.0, 0.5, 1.0, 2.0]])}
     by_value = dict(score=lambda p: p, distribution=distribution, scope=scope)
     pruner = prune.scheduled(prune.constant(0.5), **by_value)
-    mask, _ = pruner.update(pruner.init(params), params, jnp.int32(0))
+    mask, _ = pruner.update(pruner.init(params), before(params, 0))
     np.testing.assert_array_equal(mask["kernel"][0], [False, False, False, True, True, True])
 
 
@@ -403,7 +403,7 @@ def test_kernels_are_decided_by_role_and_everywhere_alike(library):
         n for (n, _), c in zip(named, jax.tree.leaves(chosen), strict=True) if c
     }
     pruner = prune.scheduled(prune.constant(0.5), distribution="layer")
-    mask, _ = pruner.update(pruner.init(params), params, jnp.int32(0))
+    mask, _ = pruner.update(pruner.init(params), before(params, 0))
     assert names(jax.tree.map(lambda m: not m.all(), mask)) == wanted
     decayed = local.adjusted(optax.sgd(1.0), weight_decay=1.0)
     zero = jax.tree.map(jnp.zeros_like, params)
