@@ -332,9 +332,8 @@ def _against_costs(panels: Sequence[Panel]) -> list[Picture]:
                 return None
             total = rp.spent(member.rows, member.arm, column, found.x)
             known = np.isfinite(total)  # what costs without end has no place on the axis
-            return Line(*(v[known] if isinstance(v, np.ndarray) else v for v in found))._replace(
-                x=total[known]
-            )
+            y = None if found.y is None else found.y[known]
+            return found._replace(x=total[known], y=y, low=found.low[known], high=found.high[known])
 
         axes = Axes(f"{name} so far", "test accuracy (%)", True, ylim=_limits(panels, ACCURACY))
         caption = f"The same accuracies against what all clients together had spent. {BANDS}"
