@@ -19,7 +19,7 @@ def publish(rows: Sequence[dict], out: str) -> None:
     lines = "\n".join(map(json.dumps, rows))
     print(lines)
     if out:
-        Path(out).write_text(lines + "\n")
+        Path(out).write_text(lines + "\n", encoding="utf-8")
 
 
 def in_turns(calls: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
@@ -37,7 +37,7 @@ def in_turns(calls: Mapping[str, Callable[[], object]], turns: int) -> dict[str,
 def processor() -> str:
     """The processor's name, where Linux tells it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return "unknown"
     return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
@@ -50,11 +50,13 @@ def peak_memory_mb(pid: int) -> float | None:
     """
     status = Path(f"/proc/{pid}/status")
     try:
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        line = next(
+            x for x in status.read_text(encoding="utf-8").splitlines() if x.startswith("VmHWM")
+        )
         children = [
             int(child)
             for thread in Path(f"/proc/{pid}/task").iterdir()
-            for child in (thread / "children").read_text().split()
+            for child in (thread / "children").read_text(encoding="utf-8").split()
         ]
     except (OSError, StopIteration):
         return None

@@ -26,7 +26,11 @@ LIMITS = ("matmul_jax", "matmul_torch", "copy")
 def read(name: str) -> list[dict]:
     """Rows of a file of results; none if it is not there."""
     path = RESULTS / f"{name}_cpu.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if path.exists()
+        else []
+    )
 
 
 def rounds(name: str) -> str:
@@ -143,7 +147,7 @@ def filled(page: str) -> str:
 
 
 def main() -> None:
-    PAGE.write_text(filled(PAGE.read_text()))
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     compared = [row for name in NAMES if name != "W7" for row in read(name)]
     if compared:
         figure.draw(compared, FIGURE)

@@ -19,7 +19,7 @@ class Turns:
     """Times turns, one after every line on the input."""
 
     def __init__(self) -> None:
-        self._out = os.fdopen(os.dup(1), "w")
+        self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
         self._began = time.perf_counter()
         self._first = True

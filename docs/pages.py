@@ -58,7 +58,7 @@ def main(folder: Path) -> None:
         target = pages / file.relative_to(ROOT if file in notebooks else ROOT / "docs")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
-    config = yaml.safe_load((ROOT / "docs" / "site.yml").read_text())
+    config = yaml.safe_load((ROOT / "docs" / "site.yml").read_text(encoding="utf-8"))
     config["nav"] = _navigation(found)
     _write(folder / "mkdocs.yml", yaml.safe_dump(config, sort_keys=False))
 
@@ -69,13 +69,13 @@ def main(folder: Path) -> None:
 def page(file: Path) -> tuple[str, list[Path]]:
     """A file's page, and the files without a page of their own that it links to."""
     if file.suffix == ".md":
-        return turned(file, file.read_text())
+        return turned(file, file.read_text(encoding="utf-8"))
     if file.suffix == ".ipynb":
         text, linked = turned(file, _notebook(file))
         return f"{text}\n[The notebook itself]({file.name}), to run it.\n", linked
     language = LANGUAGES.get(file.suffix, "text")
     title = file.relative_to(ROOT).as_posix()
-    return f"# {title}\n\n````{language}\n{file.read_text().rstrip()}\n````\n", []
+    return f"# {title}\n\n````{language}\n{file.read_text(encoding='utf-8').rstrip()}\n````\n", []
 
 
 def turned(file: Path, text: str) -> tuple[str, list[Path]]:
@@ -124,7 +124,7 @@ def place(file: Path) -> tuple[str, str]:
 
 def _notebook(file: Path) -> str:
     """A notebook's cells as Markdown."""
-    cells = json.loads(file.read_text())["cells"]
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
     code = {"code": "```python\n{}\n```", "markdown": "{}"}
     return "\n\n".join(code[c["cell_type"]].format("".join(c["source"])) for c in cells) + "\n"
 
@@ -139,7 +139,10 @@ def _navigation(rooms: list[str]) -> list[dict]:
     """The order of pages; that of how-to pages and notebooks is the one in which their index has
     them."""
     index = ROOT / "docs" / "howto" / "README.md"
-    linked = [place((index.parent / m[1]).resolve())[0] for m in LINK.findall(index.read_text())]
+    linked = [
+        place((index.parent / m[1]).resolve())[0]
+        for m in LINK.findall(index.read_text(encoding="utf-8"))
+    ]
     howto = ["howto/index.md", *(path for path in linked if path.startswith("howto/"))]
     notebooks = [path for path in linked if path.startswith("notebooks/")]
     results = [place(file)[0] for file in sorted((ROOT / "docs" / "results").glob("*.md"))]
@@ -156,7 +159,7 @@ def _navigation(rooms: list[str]) -> list[dict]:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
 
 
 # Reference -----
@@ -205,7 +208,7 @@ def _first_line(room: str) -> str:
 
 @cache
 def _parsed(file: Path) -> ast.Module:
-    return ast.parse(file.read_text())
+    return ast.parse(file.read_text(encoding="utf-8"))
 
 
 def _head(title: str, tree: ast.Module, level: int) -> list[str]:

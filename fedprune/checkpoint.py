@@ -7,10 +7,11 @@ and a state counts only if all of them are right.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils.epath.gpath import PosixGPath
 
 from fedprune import processes
 from fedprune.types import PyTree
@@ -37,11 +39,28 @@ class CheckpointError(Exception):
     """Checkpoints that cannot be read, continued or written; the message is one line."""
 
 
+class _Folder(PosixGPath):
+    """A folder of this machine whose name stands for nothing but itself.
+
+    Orbax's own lists a folder by a pattern that its name is a part of, so that in one with brackets
+    it finds nothing of what it has just written; and it takes ``/s3`` for a cloud.
+    """
+
+    _uri_scheme = None
+
+    def glob(self, pattern: str) -> Iterator[_Folder]:
+        return (self / name for name in glob.glob(pattern, root_dir=self))
+
+
 class Checkpoints:
-    """The checkpoints of one program. One process has them, whatever others there are."""
+    """The checkpoints of one program. One process has them, whatever others there are.
+
+    The first save is read back: a place that does not give back what is written there is found out
+    before the run has cost much.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder.absolute()
+        self._folder, self._proved = folder.absolute(), False
         self._folder.mkdir(parents=True, exist_ok=True)
         alone = ocp.options.MultiprocessingOptions(
             primary_host=processes.index(),
@@ -55,10 +74,12 @@ class Checkpoints:
             multiprocessing_options=alone,
         )
         names = ("state", "checksums")
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=names)
+        self._manager = ocp.CheckpointManager(
+            _Folder(self._folder), options=options, item_names=names
+        )
 
     def save(self, rounds_done: int, state: PyTree, rows: Sequence[str] = ()) -> None:
-        """Saves in the background; a save still under way is waited for first.
+        """Saves in the background; a save still under way is waited for first, and so is the first.
 
         Args:
           rounds_done: that the state has behind it.
@@ -66,7 +87,7 @@ class Checkpoints:
           rows: checksums of the rows that belong to it, which ``restore`` gives back.
 
         Raises:
-          CheckpointError: this save or the one before failed.
+          CheckpointError: this save or the one before failed, or the first is not what was saved.
         """
         # Host copies: Orbax writes while the next segment already runs.
         leaves = leaves_of(state)
@@ -82,6 +103,9 @@ class Checkpoints:
         except Exception as e:  # Orbax and TensorStore raise many kinds
             raise self._unwritten(e) from e
         assert saved, f"a checkpoint of round {rounds_done} or later exists"
+        if not self._proved:
+            self._read_back(rounds_done, about, rows)
+            self._proved = True
 
     def restore(self, fits: Fits = lambda rounds_done, rows: None) -> tuple[int, Leaves]:
         """The newest state that is whole, with the rounds that it has behind it; 0 and {} if none.
@@ -135,6 +159,24 @@ class Checkpoints:
                 self._manager.wait_until_finished()
         except Exception as e:
             raise self._unwritten(e) from e
+
+    def _read_back(self, rounds_done: int, about: Mapping[str, Any], rows: Sequence[str]) -> None:
+        def fits(_: int, found: Sequence[str] | None) -> None:
+            if found != list(rows):
+                raise CheckpointError("its checksums of rows are not those that were saved")
+
+        try:
+            self._manager.wait_until_finished()
+        except Exception as e:
+            raise self._unwritten(e) from e
+        try:
+            same = _of_json(_about(self._read(rounds_done, fits))) == _of_json(about)
+        except Exception as e:  # Orbax and TensorStore raise many kinds
+            raise CheckpointError(
+                f"{self._folder}: the first checkpoint cannot be read back: {_one_line(e)}"
+            ) from e
+        if not same:
+            raise CheckpointError(f"{self._folder}: the first checkpoint is not what was saved")
 
     def _read(self, rounds_done: int, fits: Fits) -> Leaves:
         checksums = self._restored(rounds_done, "checksums", ocp.args.JsonRestore())

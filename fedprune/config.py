@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from fedprune import paths
+
 
 class ConfigError(ValueError):
     """A bad configuration; one line that names the field, its value and what is allowed."""
@@ -713,6 +715,11 @@ def _validate_together(c: Config) -> None:
         if not condition:
             raise ConfigError(message)
 
+    if c.data.dir:
+        try:
+            paths.local("data.dir", c.data.dir)
+        except paths.PathError as error:
+            raise ConfigError(str(error)) from error
     require(
         c.cohort.size <= c.data.clients,
         f"cohort.size={c.cohort.size}: must be at most data.clients={c.data.clients}",

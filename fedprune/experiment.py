@@ -16,8 +16,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedprune import build, data, loop, mesh, run
+from fedprune import backend, build, data, loop, mesh, run
 from fedprune import config as cfg
+from fedprune.types import Model
 from fedprune.writer import Row, RunDirectory
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ def _program(
         loop.Label(arm.name, first[arm.name] + i) for arm in arms for i in range(config.run.seeds)
     ]
     network = build.model(config, dataset)
+    _check_size(config, network, len(labels))
     layout = build.layout(config.mesh, len(labels))
     hyper, by_client = _hyper(config, arms), config.run.test == "clients"
 
@@ -131,6 +133,25 @@ def _program(
         *(name, len(labels), config.run.rounds, layout.arm_devices, layout.client_devices),
     )
     return loop.Program(name, labels, start, segment, padded)
+
+
+def _check_size(config: cfg.Config, network: Model, runs: int) -> None:
+    """Whether a program's weights have room; training takes some times as much.
+
+    Raises:
+      ConfigError: they have not, or are more than can be counted.
+    """
+    leaves = jax.tree.leaves(jax.eval_shape(network.init, jax.random.key(0)))
+    weights, room = sum(leaf.size for leaf in leaves), backend.memory()
+    needed = runs * sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    named = f"model.name={config.model.name!r}: must be a network"
+    if needed > room:
+        raise cfg.ConfigError(
+            f"{named} that fits into the {room / 2**30:,.0f} GiB of memory; the {weights:,} weights"
+            f" of {runs} runs alone have {needed / 2**30:,.0f} GiB"
+        )
+    if weights >= 2**31:
+        raise cfg.ConfigError(f"{named} of fewer than 2^31 weights, not of {weights:,}")
 
 
 def _hyper(config: cfg.Config, arms: Sequence[cfg.Arm]) -> dict[str, jax.Array]:

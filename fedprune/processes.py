@@ -1,8 +1,10 @@
-"""Several processes that run one program together: how they meet, agree and part.
+"""Several processes that run one program together: how they connect, agree and part.
 
 Every process runs the same Python code on devices of its own, and compiled programs communicate by
 themselves. What the host code has to agree on goes through ``gather``, by the store of keys that
 process 0 keeps for JAX. Process 0 alone touches the run directory.
+
+Only processes of one run come together: ``meeting`` has how, and why JAX alone does not see to it.
 
 A process without others is the first of one: ``gather`` then returns what it is given.
 
@@ -14,13 +16,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax._src import distributed  # the store of keys and the count before devices are touched
+from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
+
+from fedprune import meeting
 
 LONGEST_WAIT = 3600
 """Seconds that a process waits in ``gather`` for one that is alive."""
@@ -30,6 +36,7 @@ T = TypeVar("T")
 
 _turn = itertools.count()
 _parted = False
+_met: meeting.Meeting | None = None
 
 
 class ProcessesError(Exception):
@@ -37,39 +44,62 @@ class ProcessesError(Exception):
 
 
 def connect(
+    run: Mapping[str, Json],
     coordinator: str | None = None,
     count: int | None = None,
     index: int | None = None,
     initialization_timeout: int = 300,
     heartbeat_timeout: int = 100,
 ) -> None:
-    """Joins the other processes. To be called before any device is touched.
+    """Joins the other processes of a run. To be called before any device is touched.
 
     Args:
+      run: what every process of this run knows of it, name -> value. One that differs is refused.
       coordinator: HOST:PORT of process 0, at which it listens; None: the cluster says it, which may
         be Slurm, Open MPI, Cloud TPU or Kubernetes (``jax.distributed.initialize``).
       count: processes; None: the cluster says it.
       index: which of them this is; None: the cluster says it.
-      initialization_timeout: seconds to wait for the others; JAX ends the process after that.
+      initialization_timeout: seconds to wait for the others.
       heartbeat_timeout: seconds after which a process that is not heard of counts as lost; JAX ends
         all others then.
 
     Raises:
       ProcessesError: nothing says where the others are.
+      meeting.AddressError: the coordinator's address cannot be used.
+      meeting.RefusedError: process 0 is one of another run, or has this process already.
+      meeting.MissingError: not all have come in time.
     """
+    global _met
     # SIGTERM is the launcher's: JAX would take it, and tell of it only whom it asks at every step.
     jax.config.update("jax_enable_preemption_service", False)
     try:
+        coordinator, count, index = _places(coordinator, count, index, initialization_timeout)
+    except (ValueError, RuntimeError) as e:
+        raise ProcessesError(f"the other processes were not found: {_one_line(e)}") from e
+    at = meeting.address(coordinator)
+    run = {"processes": count, **run}
+
+    def initialize(port: int, bind: str | None = None) -> None:
         jax.distributed.initialize(
-            coordinator,
+            meeting.as_text((at[0], port)),
             count,
             index,
             initialization_timeout=initialization_timeout,
             heartbeat_timeout_seconds=heartbeat_timeout,
             shutdown_timeout_seconds=heartbeat_timeout,
+            coordinator_bind_address=bind,
         )
-    except (ValueError, RuntimeError) as e:
-        raise ProcessesError(f"the other processes were not found: {_one_line(e)}") from e
+
+    if index:
+        initialize(meeting.join(at, run, index, initialization_timeout))
+        return
+    listen = meeting.address(os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", coordinator))
+    host = meeting.where_to_listen(listen)
+    _met = meeting.begin((host, listen[1]), run, count)
+    meeting.wait(_met, initialization_timeout)
+    with meeting.free_port(host) as port:
+        meeting.let_in(_met, port)
+        initialize(port, meeting.as_text((host, port)))
 
 
 def count() -> int:
@@ -153,13 +183,10 @@ def require_same(facts: Callable[[], Mapping[str, Json]]) -> None:
         return
     said = gather(facts)
     for other, theirs in enumerate(said):
-        for name in (*said[0], *theirs):
-            if said[0].get(name) != theirs.get(name):
-                part()
-                raise ProcessesError(
-                    f"processes differ: {name} is {said[0].get(name)!r} on process 0,"
-                    f" {theirs.get(name)!r} on process {other}"
-                )
+        difference = meeting.difference(said[0], theirs, other)
+        if difference:
+            part()
+            raise ProcessesError(difference)
 
 
 def broadcast(values: T) -> T:
@@ -183,6 +210,27 @@ def part() -> None:
         gather(lambda: None)
         _parted = True
         jax.distributed.shutdown()
+        if _met:
+            meeting.end(_met)
+
+
+def _places(
+    coordinator: str | None, count: int | None, index: int | None, timeout: int
+) -> tuple[str, int, int]:
+    """The coordinator's HOST:PORT, the number of processes and which one this is.
+
+    Raises:
+      ValueError: nothing says it, or they do not fit each other.
+    """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    detect = ClusterEnv.auto_detect_unset_distributed_params
+    # No devices are asked for: JAX finds them later.
+    coordinator, count, index, _ = detect(coordinator, count, index, [], None, timeout)
+    if coordinator is None or count is None or index is None:
+        raise ValueError("no cluster says it; give --coordinator, --processes and --process")
+    if not 0 <= index < count:
+        raise ValueError(f"process {index} of {count}: processes count from 0")
+    return coordinator, count, index
 
 
 def _key(turn: int, process: int) -> str:

@@ -39,6 +39,8 @@ STAGES = {
     "run": "run: rounds, arms",
 }
 """room -> row of the table"""
+WRITES = ("plugins",)
+"""what ``measure`` leaves in a folder"""
 OTHER, EVALUATION = "not attributed", "evaluation"
 
 

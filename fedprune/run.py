@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedprune import bill, mesh, rng, tree
+from fedprune import round as rounds
 from fedprune.local import cross_entropy
 from fedprune.round import STORED, Round, RoundInfo, State
 from fedprune.types import Client, Clients, Key, Mask, Model, Params, Personal, PyTree, Total
@@ -157,6 +158,8 @@ def _measuring(
 
     def measure(params: Params, test: Clients) -> Metrics:
         n = test.labels.shape[0]
+        if n == 0:
+            raise ValueError("evaluation: there are no test examples")
         pool = Client(*test._replace(rows=jnp.arange(n, dtype=jnp.int32), size=jnp.int32(n)))
 
         def some(shared, position: jax.Array) -> Total:
@@ -164,7 +167,7 @@ def _measuring(
             index = position * batch + jnp.arange(batch)
             counts = index < n
             x, y = pool.take(jnp.where(counts, index, 0))
-            logits = model.apply(params, x)
+            logits = pool.answers(model.apply(params, x))
             right = jnp.argmax(logits, -1) == y
             loss = cross_entropy(logits, y)
             return Total((jnp.sum(right & counts), jnp.sum(jnp.where(counts, loss, 0.0))), ())
@@ -186,7 +189,7 @@ def client_evaluation(
 ) -> Evaluate:
     """Accuracy of every client's model on its own test examples, each on the device that has it.
 
-    Clients without test examples count in no mean.
+    Clients without test examples count in no mean; if all are, means are NaN.
 
     Args:
       model: the network.
@@ -206,7 +209,7 @@ def client_evaluation(
             index = first + jnp.arange(batch)
             counts = index < client.size
             x, y = client.take(jnp.where(counts, index, 0))
-            logits = model.apply(params, x)
+            logits = client.answers(model.apply(params, x))
             right = jnp.sum((jnp.argmax(logits, -1) == y) & counts)
             loss = jnp.sum(jnp.where(counts, cross_entropy(logits, y), 0.0))
             return sums[0] + right, sums[1] + loss
@@ -221,6 +224,7 @@ def client_evaluation(
 
     def evaluate(state: State, test: Clients) -> ClientMetrics:
         params = tree.apply_mask(state.mask, state.params) if pruned else state.params
+        rounds.population(test, evaluation=clients)
         shared = (params, test)
         right, loss, size = mesh.each(of_client, shared, state.personal, clients, layout)
         share = right.astype(jnp.float32) / jnp.maximum(size, 1).astype(jnp.float32)
@@ -228,7 +232,7 @@ def client_evaluation(
         tenth = jnp.arange(clients) < (tested + 9) // 10
         ordered = jnp.sort(jnp.where(size > 0, share, jnp.inf))
         slot = jnp.minimum(right * BINS // jnp.maximum(size, 1), BINS - 1)
-        total = jnp.maximum(size.sum(), 1).astype(jnp.float32)
+        total = size.sum().astype(jnp.float32)
         return ClientMetrics(
             accuracy=right.sum().astype(jnp.float32) / total,
             loss=loss.sum() / total,
@@ -242,7 +246,7 @@ def client_evaluation(
 
 def _mean(values: jax.Array, counts: jax.Array) -> jax.Array:
     total = jnp.sum(jnp.where(counts, values, 0.0))
-    return total / jnp.maximum(jnp.sum(counts), 1).astype(jnp.float32)
+    return total / jnp.sum(counts).astype(jnp.float32)
 
 
 def program(
@@ -307,6 +311,11 @@ def program(
         """Clients filled up to a multiple of the devices while they are spread over them."""
         store = {name: getattr(state, name) for name in STORED}
         count = {leaf.shape[1] for leaf in jax.tree.leaves(store)}
+        clients = rest[0].rows.shape[1]
+        if other := count - {clients}:
+            raise ValueError(
+                f"personal: a state of {max(other)} clients, but the data has {clients}"
+            )
         missing = -max(count, default=0) % layout.client_devices
         if not missing:
             return spread(state, *rest)
@@ -367,6 +376,9 @@ def simulate(
     Returns:
       (final state, infos [rounds] with bills as NumPy integers, final ``Metrics``;
       ``ClientMetrics`` with personal parts).
+
+    Raises:
+      ValueError: a network of fewer outputs than the data have classes, or no test examples.
     """
     hyper, key = (), jax.random.key(seed)[None]
     layout = algorithm.layout

@@ -36,6 +36,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedprune import check
+
 Number = jax.Array | float
 
 
@@ -96,6 +98,11 @@ def hierarchical(
       ValueError: an unknown form.
     """
     _check(form)
+    _constants(constants=constants)
+    _positive_numbers(
+        rounds=rounds, edge_rounds=edge_rounds, steps=steps, lr=lr, devices=devices, weights=weights
+    )
+    _not_negative(gap=gap, ratios=ratios, holders=holders)
     L, phi, s, D = (jnp.asarray(c) for c in constants)
     eta, E, T, N, W = lr, edge_rounds, steps, devices, weights
     drift = L**2 if form == "derived" else L**3
@@ -141,6 +148,17 @@ def personalized(
       weights: N, of the global part.
       holders: kappa*; at 0 the bound is infinite.
     """
+    _constants(shared=shared, personal=personal)
+    _positive_numbers(
+        rounds=rounds,
+        shared_steps=shared_steps,
+        personal_steps=personal_steps,
+        shared_lr=shared_lr,
+        personal_lr=personal_lr,
+        devices=devices,
+        weights=weights,
+    )
+    _not_negative(gap=gap, ratios=ratios, holders=holders)
     L, phi, s, D = (jnp.asarray(c) for c in shared)
     L_v, s_v = jnp.asarray(personal.smoothness), jnp.asarray(personal.noise)
     eta, tau, eta_v, tau_v = shared_lr, shared_steps, personal_lr, personal_steps
@@ -187,6 +205,12 @@ def personalized_left(
       ValueError: an unknown form.
     """
     _check(form)
+    _positive_numbers(
+        shared_steps=shared_steps,
+        personal_steps=personal_steps,
+        shared_lr=shared_lr,
+        personal_lr=personal_lr,
+    )
     gather = jnp.mean if form == "derived" else jnp.sum
     v = personal_lr * personal_steps / 8 * gather(personal_squares, 1)
     return jnp.mean(v + shared_lr * shared_steps / 2 * shared_squares)
@@ -255,6 +279,22 @@ def _over(numerator: jax.Array, holders: Number) -> jax.Array:
 
 def _positive(x: jax.Array) -> jax.Array:
     return jnp.where(x > 0, x, 1.0)
+
+
+def _positive_numbers(**given: Number) -> None:
+    for name, value in given.items():
+        check.numbers(name, value, above=0)
+
+
+def _not_negative(**given: Number) -> None:
+    for name, value in given.items():
+        check.numbers(name, value, 0)
+
+
+def _constants(**given: Constants) -> None:
+    for name, constants in given.items():
+        for field, value in constants._asdict().items():
+            check.numbers(f"{name}.{field}", value, 0)
 
 
 def _check(form: str) -> None:

@@ -82,6 +82,38 @@ def within(*parts: str) -> Callable[[str, Any], bool]:
     return lambda path, leaf: any(part in path for part in parts)
 
 
+_NORMS = {"scale", "scales", "offset", "offsets", "gamma", "beta"}
+_STATISTICS = {"statistics", "mean", "var", "variance", "average"}
+_BESIDE_KERNELS = {"bias", "biases"} | _NORMS | _STATISTICS
+"""words in the names of what stands beside kernels, in flax (linen and nnx), Haiku and PyTorch"""
+
+
+def is_kernel(path: str, leaf: Any) -> bool:
+    """Whether a leaf is a weight matrix or filter: no bias, no norm's scale or statistics.
+
+    Names decide, since biases and scales of scanned, stacked or multi-head layers have several axes
+    too: none of "b" and ``_BESIDE_KERNELS``, such as "bias" or "in_proj_bias", is a kernel.
+    Of other names, all arrays of two or more axes are.
+
+    Args:
+      path: such as "layer/kernel"; of nnx, "layer/kernel/value".
+      leaf: an array or its shape.
+    """
+    *_, name = path.removesuffix("/value").lower().split("/")
+    words = name.rstrip("0123456789").strip("_").split("_")
+    return leaf.ndim >= 2 and words != ["b"] and _BESIDE_KERNELS.isdisjoint(words)
+
+
+def kernels(params: Params) -> PyTree:
+    """``is_kernel`` of every leaf: a pytree of Python booleans."""
+    return match_path(is_kernel, params)
+
+
+def kernel_leaves(values: PyTree) -> list:
+    """The leaves of weights, or of their mask, that are kernels."""
+    return jax.tree.leaves(split(kernels(values), values)[1])
+
+
 def split(chosen: PyTree, values: PyTree) -> tuple[PyTree, PyTree]:
     """(the leaves that are not chosen, those that are), each with None in place of the others.
 

@@ -50,6 +50,9 @@ class Client(NamedTuple):
     shift: jax.Array
     scale: jax.Array
     """[1, ..., 1, channels], of an example's rank: x = (raw - shift) * scale"""
+    classes: jax.Array | None = None
+    """[C] int32, examples of each class; its shape says how many classes there are, also while a
+    program is traced. None: that is not known"""
     ratio: jax.Array | None = None
     """[] share of its prunable weights that it was told to prune (``Air.ratio``)"""
     personal: PyTree = None
@@ -66,6 +69,21 @@ class Client(NamedTuple):
         x = (raw - self.shift[None]) * self.scale[None]
         return x, self.labels[rows].astype(jnp.int32)
 
+    def answers(self, logits: jax.Array) -> jax.Array:
+        """The logits [b, outputs] of a network, which must have an output for every class.
+
+        Raises:
+          ValueError: it has not.
+        """
+        if self.classes is not None and not (
+            logits.ndim == 2 and logits.shape[1] >= len(self.classes)
+        ):
+            raise ValueError(
+                f"model: logits [batch, outputs] are {list(logits.shape)}, but the data have"
+                f" {len(self.classes)} classes"
+            )
+        return logits
+
 
 class Clients(NamedTuple):
     """All K clients: flat example arrays that every client shares, and one index table."""
@@ -80,6 +98,7 @@ class Clients(NamedTuple):
     """[K] int32"""
     shift: jax.Array
     scale: jax.Array
+    classes: jax.Array | None = None
 
     def client(self, k: jax.Array) -> Client:
         """Client k."""

@@ -75,13 +75,13 @@ class RunDirectory:
         self.path = Path(path)
         file = self.path / "config.json"
         # Through JSON and back, so that tuples compare with the lists they become.
-        config = json.loads(json.dumps(config))
+        self._config = config = json.loads(json.dumps(config))
         source = None if resume_from is None else Path(resume_from)
         begun = file.exists() and not fresh
         self._moved: list[str] = []
         if begun:
             self._moved = self._check_own(config, source, places)
-        elif not file.exists() and _foreign(self.path):
+        elif not file.exists() and foreign(self.path):
             raise RunDirectoryError(f"workdir={self.path}: is neither empty nor a run directory")
         elif not fresh and not file.exists() and _was_run(self.path):
             raise RunDirectoryError(
@@ -93,7 +93,7 @@ class RunDirectory:
                 stack.enter_context(_open_source(source, self.path, config, free))
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                lock = (self.path / LOCK).open("w")
+                lock = (self.path / LOCK).open("w", encoding="utf-8")
             except OSError as e:
                 raise RunDirectoryError(f"workdir={self.path}: cannot be used ({e})") from e
             self._lock = locked(lock, f"workdir={self.path}")
@@ -103,17 +103,28 @@ class RunDirectory:
                 except BaseException:
                     self.close()
                     raise
-            elif self._moved:
-                write_json(file, config)
 
     def record(self, environment: dict[str, Any]) -> None:
-        """Adds this start to ``run.json``, and logs in what it differs from the one before."""
+        """Adds this start to ``run.json``, and logs in what it differs from the one before.
+
+        Raises:
+          RunDirectoryError: it differs in its "arithmetic", so that it would go on with other
+            numbers. Nothing is written.
+        """
         run = _read_json(self.path / "run.json")
-        moved, times = list(self._moved), dict.fromkeys(("at", "ended"))
+        moved, apart = list(self._moved), dict.fromkeys(("at", "ended", "arithmetic"))
+        arithmetic = environment.get("arithmetic")
         for last in run["starts"][-1:]:
-            moved += [t for _, t in differences({**last, **times}, {**environment, **times})]
+            for _, text in differences(last.get("arithmetic", arithmetic), arithmetic):
+                raise RunDirectoryError(
+                    f"workdir={self.path}: was begun with other arithmetic ({text}); set that back,"
+                    " take a new directory, or start over with --fresh"
+                )
+            moved += [t for _, t in differences({**last, **apart}, {**environment, **apart})]
         for text in moved:
             log.warning("resuming elsewhere: %s; numbers may differ in their last bits", text)
+        if self._moved:
+            write_json(self.path / "config.json", self._config)
         run["starts"].append({"at": _now(), **environment})
         write_json(self.path / "run.json", run)
 
@@ -245,7 +256,7 @@ class Metrics:
           OSError: a file cannot be written; it is named. Of the rows, some may be there.
         """
         rows = [{k: _finite(v) for k, v in row.items()} for row in rows]
-        with _naming(self._path), self._path.open("a") as f:
+        with _naming(self._path), self._path.open("a", encoding="utf-8") as f:
             f.writelines(json.dumps(row) + "\n" for row in rows)
             f.flush()
             os.fsync(f.fileno())
@@ -389,7 +400,7 @@ def flat(row: Row, above: str = "") -> Iterator[tuple[str, Any]]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise RunDirectoryError(f"{path}: cannot be read ({e})") from e
 
@@ -414,9 +425,11 @@ def numbered(folder: Path) -> Path:
     return place
 
 
-def _foreign(path: Path) -> bool:
-    """Whether a directory without a configuration is not one that was killed while it was made."""
-    return path.is_dir() and any(path.iterdir()) and not (path / LOCK).exists()
+def foreign(path: Path, ours: Sequence[str] = ()) -> bool:
+    """Whether a folder holds anything but ``ours``, and no run: not even one that was killed while
+    its directory was made."""
+    there = {p.name for p in path.iterdir()} if path.is_dir() else set()
+    return bool(there - {*ours}) and LOCK not in there
 
 
 def _was_run(path: Path) -> bool:
@@ -428,14 +441,23 @@ def _was_run(path: Path) -> bool:
 def locked(file: IO[str], owner: str) -> IO[str]:
     """A file of which this process has the lock for as long as it is open.
 
+    A file that is only read is locked against writers alone. Where the file system has no locks, as
+    Lustre without its option for them, a warning says so.
+
     Raises:
       RunDirectoryError: another process has it.
     """
+    kind = fcntl.LOCK_EX if file.writable() else fcntl.LOCK_SH  # NFS locks as the file is opened
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as e:
         file.close()
         raise RunDirectoryError(f"{owner}: another process is using it") from e
+    except OSError as e:
+        log.warning(
+            "%s: its file system has no locks (%s); nothing keeps a second process out of it",
+            *(owner, e.strerror),
+        )
     return file
 
 
@@ -452,7 +474,7 @@ def _open_source(source: Path, path: Path, config: dict[str, Any], free: Sequenc
             raise RunDirectoryError(
                 f"{given}: {text}, but only these may differ: {', '.join(free)}"
             )
-    return locked((source / LOCK).open(), given)
+    return locked((source / LOCK).open(encoding="utf-8"), given)
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ Running the same command again resumes what was interrupted. ``--fresh`` starts 
 
 ``--distributed`` runs it as one of several processes, which a cluster starts (Slurm, Open MPI,
 Cloud TPU, Kubernetes), or which ``--coordinator=HOST:PORT --processes=N --process=I`` describes.
-On SIGTERM or SIGUSR2 a run finishes its segment of rounds, saves, and exits with status 42.
+On SIGTERM, SIGUSR2 or Ctrl-C a run finishes its segment of rounds, saves, and exits with status 42.
 
 With ``--profile``, one round of the first program is traced into the folder instead, and a table
 says which stage took how long.
@@ -29,15 +29,16 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from jax.errors import JaxRuntimeError
 from ml_collections import config_flags
 
-from fedprune import backend, processes
+from fedprune import backend, meeting, paths, processes
 from fedprune import config as cfg
-from launch import monitor
+from launch import monitor, shell
 
 if TYPE_CHECKING:
     from fedprune import experiment
@@ -84,31 +85,37 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit status.
 
     0; 2 for bad usage; 1 for unusable data or directories, a full disk, and processes that do not
-    fit each other; 42 if the same command goes on: after SIGTERM, or when another process is lost.
+    fit each other; 42 if the same command goes on: after SIGTERM, SIGUSR2 or Ctrl-C, or when
+    another process is lost.
     """
     try:
         given = parse(argv)
         if HELP.value:
             print(cfg.explain(given or cfg.Config()))
             return 0
-        config, workdir = _required(given)
+        config, workdir, source = _required(given)
         cfg.validate(config)
         _check_processes(config)
-    except (UsageError, cfg.ConfigError) as e:
+    except (UsageError, cfg.ConfigError, paths.PathError) as e:
         return refuse(e, 2)
     if not DISTRIBUTED.value:
-        return _run(config, workdir)
+        return _run(config, workdir, source)
     timeouts = INITIALIZATION_TIMEOUT.value, HEARTBEAT_TIMEOUT.value
     if not monitor.is_worker():
         return monitor.watch(argv, *timeouts)
     monitor.stay_with_monitor()
+    run = {"workdir": str(workdir), **{path: value for path, _, value in cfg.fields(config)}}
     try:
-        processes.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value, *timeouts)
-    except processes.ProcessesError as e:
+        processes.connect(run, COORDINATOR.value, PROCESSES.value, PROCESS.value, *timeouts)
+    except (processes.ProcessesError, meeting.AddressError) as e:
         return refuse(e, 2)
+    except meeting.RefusedError as e:
+        return refuse(e, 1)
+    except meeting.MissingError as e:
+        return refuse(Exception(f"{e}; the same command goes on"), monitor.RETRY)
     status = 1
     try:
-        status = _run(config, workdir)
+        status = _run(config, workdir, source)
     except Exception as e:
         if isinstance(e, JaxRuntimeError):  # if a process is lost, JAX ends this one in this time
             time.sleep(HEARTBEAT_TIMEOUT.value + 5)
@@ -118,7 +125,7 @@ def main(argv: Sequence[str]) -> int:
     return status
 
 
-def _run(config: cfg.Config, workdir: str) -> int:
+def _run(config: cfg.Config, workdir: Path, source: Path | None) -> int:
     """Runs the experiment on the devices of all processes; returns the exit status."""
     if config.mesh.devices % processes.count():
         return refuse(
@@ -129,13 +136,22 @@ def _run(config: cfg.Config, workdir: str) -> int:
             2,
         )
     stop = threading.Event()
-    was = {number: signal.signal(number, lambda *_: stop.set()) for number in monitor.STOP}
+
+    def on_signal(number: int, _: object) -> None:
+        stop.set()
+        if number == signal.SIGINT:
+            signal.signal(number, was[signal.SIGINT])  # a second Ctrl-C does not wait
+
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as for jobs in the background
+    numbers = monitor.STOP if ignored else (*monitor.STOP, signal.SIGINT)
+    was = {number: signal.signal(number, on_signal) for number in numbers}
     backend.configure(config.mesh.devices // processes.count(), cache=not PROFILE.value)
     level = logging.INFO if processes.is_first() else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     quiet()
+    backend.pin()
 
-    from fedprune import checkpoint, data, experiment, loop, page, writer
+    from fedprune import checkpoint, data, experiment, loop, page, profile, writer
 
     with contextlib.ExitStack() as stack:
 
@@ -146,7 +162,7 @@ def _run(config: cfg.Config, workdir: str) -> int:
                 workdir,
                 cfg.to_json(config),
                 fresh=FRESH.value,
-                resume_from=RESUME_FROM.value,
+                resume_from=source,
                 free=cfg.FREE,
                 places=cfg.PLACES,
             )
@@ -157,13 +173,17 @@ def _run(config: cfg.Config, workdir: str) -> int:
         directory = None
         try:
             try:
-                module = importlib.import_module(config.experiment)
+                module = experiment_module(config)
                 plan = processes.together(lambda: experiment.plan(config, module.arms(config)))
-            except ValueError as e:  # ConfigError is one; later it is no matter of usage
+            except (UsageError, ValueError) as e:  # ConfigError is one; later it is no usage
                 return refuse(e, 2)
             processes.require_same(lambda: _facts(plan))
             if PROFILE.value:
-                print(_profile(plan, Path(workdir)))
+                if writer.foreign(workdir, profile.WRITES):
+                    raise writer.RunDirectoryError(
+                        f"workdir={workdir}: is neither empty nor a run directory"
+                    )
+                print(_profile(plan, workdir))
                 return 0
             directory = processes.together(open_directory)
             try:
@@ -177,12 +197,13 @@ def _run(config: cfg.Config, workdir: str) -> int:
             processes.part()
             for number, handler in was.items():
                 signal.signal(number, handler)
+            said = ""
             if directory:
                 directory.ended()
-                print(_reported(module, config, rows, directory.path))
+                said = _reported(module, config, rows, directory.path)
                 page.write([directory.path], directory.path / page.NAME)
                 files = "report.md, report.html, summary.json, figures/, metrics.jsonl"
-                print(f"Results in {directory.path}: {files}")
+                said += f"\nResults in {directory.path}: {files}"
         except (
             data.DataError,
             writer.RunDirectoryError,
@@ -193,6 +214,8 @@ def _run(config: cfg.Config, workdir: str) -> int:
             OSError,
         ) as e:
             return refuse(e, 1)
+    if said:
+        print(said)
     return 0
 
 
@@ -249,6 +272,10 @@ def _check_processes(config: cfg.Config) -> None:
         missing = [name for name, flag in given.items() if flag.value is None]
         if missing:
             raise UsageError(f"--coordinator={COORDINATOR.value}: needs --{missing[0]}")
+        try:
+            meeting.address(COORDINATOR.value)
+        except meeting.AddressError as e:
+            raise UsageError(f"--coordinator={e}") from e
     count, at = PROCESSES.value, PROCESS.value
     if count is not None and count < 1:
         raise UsageError(f"--processes={count}: must be at least 1")
@@ -278,6 +305,7 @@ def _facts(plan: experiment.Plan) -> dict[str, Any]:
         "processes": about["processes"],
         "source": about["source"],
         **about["packages"],
+        **about["arithmetic"],
         "devices of a process": jax.local_device_count(),
         # Every process computes what all of them share; it must come to the same bits.
         "processor": about["processor"] if jax.default_backend() == "cpu" else "",
@@ -291,33 +319,43 @@ def parse(argv: Sequence[str]) -> cfg.Config | None:
     Raises:
       UsageError: anything wrong with the command line.
     """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of what is an error below
+    given = next((a for a in argv if a.startswith("--config=")), None)
     try:
         rest = flags.FLAGS(list(argv))
         config = CONFIG.value
-    except SystemExit:  # --help
-        raise
+    except SystemExit as e:
+        if any(re.fullmatch(r"--?(help(short|full|xml)?|h|\?)(=.*)?", a) for a in argv):
+            raise
+        raise UsageError(f"{given}: must return a Config, and exits with {e.code}") from e
     except Exception as e:  # absl and ml_collections raise many kinds
         raise UsageError(_explain(e, argv)) from e
     if rest[1:]:
         raise UsageError(f"{rest[1]}: flags only, as --name=value")
     if type(config).__name__ == "_ErrorConfig":  # the file itself could not be loaded
         raise UsageError(_explain(OSError(), argv))
-    if not isinstance(config, cfg.Config | None):
-        raise UsageError(f"--config: the file's get_config gives no fedprune Config but {config!r}")
+    if not isinstance(config, cfg.Config) and given:
+        raise UsageError(f"{given}: its get_config must return a fedprune Config, not {config!r}")
     return config
 
 
-def _required(config: cfg.Config | None) -> tuple[cfg.Config, str]:
-    """The configuration and the run directory.
+def _required(config: cfg.Config | None) -> tuple[cfg.Config, Path, Path | None]:
+    """The configuration, the run directory, and the one to resume from.
 
     Raises:
-      UsageError: one of them is missing.
+      UsageError: one of the first two is missing.
+      PathError: a directory cannot be one.
     """
     if config is None:
         raise UsageError("--config is missing: give --config=experiments/NAME.py:VARIANT")
     if not WORKDIR.value:
         raise UsageError("--workdir is missing: give --workdir=DIR")
-    return config, WORKDIR.value
+    source = RESUME_FROM.value
+    return (
+        config,
+        paths.local("--workdir", WORKDIR.value),
+        None if source is None else paths.local("--resume_from", source),
+    )
 
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:
@@ -328,7 +366,8 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
     if refused:
         return refused[1]
     file = given.removeprefix("--config=").partition(":")[0]
-    if "Error loading config file" in text or isinstance(error, OSError):
+    missing = "Error loading config file" in text or isinstance(error, OSError)
+    if missing and not Path(file).is_file():
         others = map(str, Path(file).parent.glob("*.py"))
         return f"{given}: there is no such experiment file{cfg.suggestion(file, others)}"
     changes = [a for a in argv if a.startswith("--config.")]
@@ -341,7 +380,24 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
             return f"{change}: there is no such field{cfg.suggestion(path, known)}"
         if f"--config.{path}={value}" in text:
             return f"{path}={value!r}: must be {cfg.describe(known[path])}"
-    return " ".join(text.split()) or repr(error)
+    if isinstance(error, flags.Error | cfg.ConfigError):
+        return text
+    return f"{given}: cannot be loaded ({type(error).__name__}: {text})"
+
+
+def experiment_module(config: cfg.Config) -> ModuleType:
+    """The module of a configuration's experiment.
+
+    Raises:
+      UsageError: there is none.
+    """
+    try:
+        return importlib.import_module(config.experiment)
+    except ImportError as e:
+        raise UsageError(
+            f"experiment={config.experiment!r}: cannot be imported ({e}); a file outside of the"
+            " checkout needs its folder on PYTHONPATH"
+        ) from e
 
 
 def named(given: str) -> cfg.Config:
@@ -380,4 +436,4 @@ def refuse(error: Exception, status: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    shell.run(main)

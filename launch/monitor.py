@@ -93,7 +93,8 @@ def explain(native: str, number: int, initialization_timeout: int, heartbeat_tim
         return f"process {who} was lost: nothing was heard of it for {heartbeat_timeout} s"
     if "RegisterTask" in native:
         return f"not all processes had come after {initialization_timeout} s"
-    if "PollForError" in native:
+    status = re.search(r"absl::Status: (\w+): (.*)", native)
+    if status and status[1] == "UNAVAILABLE":
         return "process 0 was lost: the connection to it broke"
-    said = " ".join(native.split())
+    said = status[2] if status else " ".join(native.split())
     return f"ended by {signal.Signals(number).name}" + (f": {said[:300]}" if said else "")

@@ -48,7 +48,7 @@ def left(sweep: Sweep, config: cfg.Config, todo: Sequence[Trial]) -> list[list[T
     known, names = {trial.name: trial for trial in sweep.trials()}, {trial.name for trial in todo}
     begun = []
     for file in sorted((sweep.folder / "programs").glob("*/config.json")):
-        arms = json.loads(file.read_text())["arms"]
+        arms = json.loads(file.read_text(encoding="utf-8"))["arms"]
         batch = list(dict.fromkeys(name.partition("/")[0] for name in arms))
         if not names.isdisjoint(batch):
             begun.append([known[name] for name in batch])

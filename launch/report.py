@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
-from fedprune import page
+from fedprune import page, paths
+from launch import shell
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,16 +23,16 @@ def main(argv: Sequence[str]) -> int:
     known = flags.FlagValues()
     flags.DEFINE_string("out", None, "file to write; without it, report.html in DIR", known)
     try:
-        folders = [Path(folder) for folder in known(list(argv))[1:]]
+        folders = [paths.local("DIR", folder) for folder in known(list(argv))[1:]]
         if not folders:
             raise page.RunError("give at least one run directory, or a folder of run directories")
         if len(folders) > 1 and known.out is None:
             raise page.RunError(f"--out is missing: give --out=FILE for {len(folders)} folders")
-        out = folders[0] / page.NAME if known.out is None else Path(known.out)
+        out = folders[0] / page.NAME if known.out is None else paths.local("--out", known.out)
         if out.exists() and not page.is_ours(out):
             raise page.RunError(f"{out}: is there already, and no report of fedprune")
         page.write(folders, out)
-    except (flags.Error, page.RunError, OSError) as e:
+    except (flags.Error, page.RunError, paths.PathError, OSError) as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
     print(out)
@@ -40,4 +40,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    shell.run(main)

@@ -98,7 +98,7 @@ class Job:
         SLURM_RESTART_COUNT has those of preempted jobs, too.
         """
         file = _place(sweep) / f"{_own_id()}_requeues.json"
-        before = json.loads(file.read_text()) if file.exists() else 0
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else 0
         if before < self.restarts:
             file.parent.mkdir(exist_ok=True)
             write_json(file, before + 1)
@@ -146,7 +146,7 @@ def parts(todo: Sequence[Trial]) -> list[Sequence[Trial]]:
 def submitted(sweep: Sweep) -> dict[str, str]:
     """The last job of each trial."""
     file = _place(sweep) / "jobs.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def queued() -> set[str] | None:

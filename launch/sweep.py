@@ -27,6 +27,7 @@ import functools
 import importlib
 import json
 import logging
+import math
 import operator
 import os
 import shlex
@@ -43,9 +44,9 @@ from typing import Any, TextIO
 
 from absl import flags
 
-from fedprune import backend, report, writer
+from fedprune import backend, paths, report, writer
 from fedprune import config as cfg
-from launch import cloud, program, slurm, trials
+from launch import cloud, program, shell, slurm, trials
 from launch import grid as grids
 from launch import main as launcher
 from launch.grid import SEED, Trial
@@ -75,6 +76,11 @@ PARTITION = flags.DEFINE_string("partition", None, "slurm: partition")
 TIME = flags.DEFINE_integer("time", 60, "slurm: minutes until a job is requeued", lower_bound=5)
 CPUS = flags.DEFINE_integer("cpus", None, "slurm: cores of a job", lower_bound=1)
 MEMORY = flags.DEFINE_float("memory", None, "slurm: GB of a job", lower_bound=0.01)
+flags.register_validator(
+    "memory",
+    lambda value: value is None or math.isfinite(value),
+    message="must be a number of GB, which nan and inf are not",
+)
 GPUS = flags.DEFINE_integer("gpus", None, "slurm: GPUs of a job", lower_bound=0)
 ACCOUNT = flags.DEFINE_string("account", None, "slurm: account")
 QOS = flags.DEFINE_string("qos", None, "slurm: quality of service")
@@ -106,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
         _only_own_flags()
         if not launcher.WORKDIR.value:
             raise launcher.UsageError("--workdir is missing: give --workdir=DIR")
-        folder = Path(launcher.WORKDIR.value).absolute()
+        folder = paths.local("--workdir", launcher.WORKDIR.value).absolute()
         if TRIAL.value is not None:
             return _one(trials.read(folder), TRIAL.value)
         if given is None:
@@ -116,12 +122,12 @@ def main(argv: Sequence[str]) -> int:
             config = _recorded(sweep, argv[0])
         else:
             sweep, config = _asked(folder, given, argv)
-        module = importlib.import_module(config.experiment)
+        module = launcher.experiment_module(config)
         grids.check(config, sweep.grid, module.arms)
         if COLLECT.value:
             return _collect(sweep, config)
         _check_place(sweep, config)
-    except (launcher.UsageError, cfg.ConfigError) as e:
+    except (launcher.UsageError, cfg.ConfigError, paths.PathError) as e:
         return launcher.refuse(e, 2)
     except (writer.RunDirectoryError, OSError) as e:
         return launcher.refuse(e, 1)
@@ -306,7 +312,9 @@ def _run(sweep: Sweep, config: cfg.Config, module) -> int:
     signal.signal(signal.SIGTERM, _stop)
     try:
         sweep.folder.mkdir(parents=True, exist_ok=True)
-        with writer.locked((sweep.folder / writer.LOCK).open("w"), f"workdir={sweep.folder}"):
+        with writer.locked(
+            (sweep.folder / writer.LOCK).open("w", encoding="utf-8"), f"workdir={sweep.folder}"
+        ):
             trials.write(sweep)
             todo = _unfinished(sweep)
             skipped = len(sweep.trials()) - len(todo)
@@ -326,6 +334,8 @@ def _run(sweep: Sweep, config: cfg.Config, module) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command does what is left", file=sys.stderr)
         return RETRY
+    except BrokenPipeError:  # nobody reads the progress any more
+        raise
     except (writer.RunDirectoryError, RuntimeError, OSError) as e:
         return launcher.refuse(e, 1)
 
@@ -353,17 +363,21 @@ def _collect(sweep: Sweep, config: cfg.Config) -> int:
 def _program(sweep: Sweep, config: cfg.Config, module, todo: Sequence[Trial]) -> bool:
     launcher.quiet()
     backend.configure(config.mesh.devices)
+    backend.pin()
     program.run(sweep, module, config, todo)
     return True
 
 
 def _local(sweep: Sweep, todo: Sequence[Trial], jobs: int) -> bool:
-    """Processes, each on cores of its own; with fewer cores than jobs, they take turns."""
-    free, stopping = shares(sorted(os.sched_getaffinity(0)), jobs), threading.Event()
+    """Processes, each on cores of its own; with fewer cores than jobs, they take turns. Where the
+    system cannot bind a process to cores, each has its number of threads alone."""
+    free, stopping = shares(backend.cores(), jobs), threading.Event()
+    pins = hasattr(os, "sched_setaffinity")  # macOS has none
     running: set[subprocess.Popen] = set()
 
     def pin() -> None:
-        os.sched_setaffinity(0, free.pop())  # of this thread, and so of the processes it starts
+        if pins:
+            os.sched_setaffinity(0, free.pop())  # of this thread, and so of the processes it starts
 
     def started(process: subprocess.Popen) -> None:
         running.add(process)
@@ -371,7 +385,8 @@ def _local(sweep: Sweep, todo: Sequence[Trial], jobs: int) -> bool:
             process.terminate()
 
     def one(trial: Trial) -> None:
-        limits = dict.fromkeys(THREADS, str(len(os.sched_getaffinity(0))))
+        share = len(backend.cores()) if pins else max(1, len(backend.cores()) // jobs)
+        limits = dict.fromkeys(THREADS, str(share))
         trials.run(sweep, trial, {**limits, **os.environ}, started)
 
     for trial in todo:
@@ -538,4 +553,4 @@ def _words(state: State) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    shell.run(main)

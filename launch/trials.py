@@ -93,7 +93,7 @@ def read(folder: Path) -> Sweep:
       RunDirectoryError: it holds none.
     """
     try:
-        about = json.loads((folder / "sweep.json").read_text())
+        about = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise RunDirectoryError(f"workdir={folder}: holds no sweep ({e})") from e
     plain = lambda value: tuple(value) if isinstance(value, list) else value
@@ -150,7 +150,7 @@ def failed(sweep: Sweep, trial: Trial, error: Exception) -> None:
     """
     record(sweep, trial, 1)
     said = " ".join(str(error).split())
-    with sweep.log(trial).open("a") as file:
+    with sweep.log(trial).open("a", encoding="utf-8") as file:
         if not type(error).__module__.startswith("fedprune."):
             traceback.print_exception(error, file=file)
             said = f"{type(error).__name__}: {said}"
@@ -169,7 +169,7 @@ def _outcome(sweep: Sweep, trial: Trial) -> Path:
 def state(sweep: Sweep, trial: Trial) -> State:
     """How far a trial is, from its files."""
     try:
-        outcome = json.loads(_outcome(sweep, trial).read_text())
+        outcome = json.loads(_outcome(sweep, trial).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return State("waiting")
     words = {None: "running", 0: "finished"}
@@ -201,7 +201,7 @@ def _last_rows(metrics: Path) -> tuple[int, float | None]:
 def fault(sweep: Sweep, trial: Trial) -> str:
     """One line on a trial that is not finished: what became of it, and where its log ends."""
     try:
-        status = json.loads(_outcome(sweep, trial).read_text())["status"]
+        status = json.loads(_outcome(sweep, trial).read_text(encoding="utf-8"))["status"]
     except FileNotFoundError:
         return f"{trial.name}: was not started"
     what = "was stopped before its end"
@@ -210,6 +210,6 @@ def fault(sweep: Sweep, trial: Trial) -> str:
         if status < 0:
             what = f"killed by {signal.Signals(-status).name}"
     log = sweep.log(trial)
-    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    lines = log.read_text(errors="replace", encoding="utf-8").split("\n") if log.exists() else []
     said = [line.strip() for line in lines if line.strip() and not line.startswith(PROMPT)]
     return f"{trial.name}: {what}; {log} ends with: {said[-1] if said else 'nothing'}"

@@ -247,10 +247,62 @@ def test_a_dead_channel_may_prune_everything_in_p4():
     assert found.feasible[0]
     assert found.keep[0, 0] == 0
     assert x.seconds(found.share[0], found.keep[0]).max() <= 0.02 * (1 + 1e-5)
-    x = x._replace(paper="P2")
-    found = solve([x], "float32")
-    assert not found.feasible[0]
-    assert np.isinf(found.least[0])
+
+
+SOLVERS = {
+    "optimal": allocation.optimal,
+    "equal": allocation.equal,
+    "post_hoc": lambda p, limit: allocation.post_hoc(p, allocation.optimal(p, limit)),
+    "unpruned": lambda p, limit: allocation.unpruned(p),
+    "closed_form": lambda p, limit: allocation.closed_form(p),
+    "clipped_form": allocation.clipped_form,
+}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_dead_channel_that_has_to_send_is_a_status(solver):
+    """Fixed bits (P2), or a limit on pruning: infeasible for ever, and nothing is NaN.
+
+    Where the shares follow from what helps, the others get them all.
+    """
+    snr, same = np.array([1e4, 0.0, 1e3]), np.full(3, 20.0)
+    two = Instance("P2", snr, np.full(3, 3e9), same, 0.0, 1.0, 0.02)
+    four = two._replace(paper="P4", rho_max=0.9)
+    for x in (two, four, two._replace(snr=0 * snr)):
+        with jax.debug_nans(True):
+            found = solve([x], "float32", SOLVERS[solver])
+        # The closed form knows no limit, and at rho = 1 the second sends nothing.
+        may_wait = solver == "closed_form" and x is four
+        assert not found.feasible[0]
+        assert np.isfinite(found.least[0]) == may_wait
+        assert all(np.isfinite(leaf).all() for leaf in (found.share, found.keep, found.price))
+        if solver in ("optimal", "closed_form", "clipped_form"):
+            assert found.share[0, 1] == 0
+            assert found.share.sum() == pytest.approx(float(x.snr.any()), rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [5, 25])
+def test_error_of_float32_is_that_of_a_rounded_time_limit(size):
+    """Nearly infeasible problems too; the slope in the time limit by NumPy, in float64."""
+    rng = np.random.default_rng([SEED, size, 32])
+    kinds = ("usual", "extreme", "mixed", "interior") * 50
+    drawn = [draw(rng, size, kind) for kind in kinds]
+    near = [x._replace(threshold=x.least() * (1 + 10 ** rng.uniform(-6, 0))) for x in drawn]
+    near = [x for x in near if x.threshold > 0]
+    rough, exact = solve(near, "float32"), solve(near)
+    worst = 0.0
+    for i, x in enumerate(near):
+        assert rough.feasible[i] == exact.feasible[i] == x.feasible()
+        share, keep = exact.share[i], exact.keep[i]
+        bits = x.bits[0] + keep * x.bits[1]
+        sending = np.where(bits > 0, bits / np.maximum(share * x.rate, 1e-300), np.inf)
+        # The slope changes where a device reaches a limit, so the larger one of both sides counts.
+        price = max(exact.price[i], rough.price[i])
+        slope = price / size * (share * x.threshold / sending).sum()
+        error = abs(rough.keep[i].mean(dtype=np.float64) - keep.mean())
+        assert error <= 8 * np.finfo(np.float32).eps * (1 + slope), x
+        worst = max(worst, error)
+    assert worst > 1e-5  # such that the bound is tried where it is wide
 
 
 def test_nothing_is_nan_under_float32_stress():

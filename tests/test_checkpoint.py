@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from fedprune.checkpoint import CheckpointError, Checkpoints, rebuild
+from fedprune import checkpoint
+from fedprune.checkpoint import CheckpointError, Checkpoints, leaves_of, rebuild
 
 ROOT = Path(__file__).parents[1]
 
@@ -186,9 +187,11 @@ FULL_DISK = """
     from fedprune.checkpoint import CheckpointError, Checkpoints
 
     checkpoints = Checkpoints(Path(sys.argv[1]))
+    for step in map(int, sys.argv[2:]):
+        checkpoints.save(step, {"w": np.ones(1000)})
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    for step in (8, 10):
+    for step in (10, 12):
         try:
             checkpoints.save(step, {"w": np.ones(1000)})
         except CheckpointError as e:
@@ -214,9 +217,15 @@ def test_a_save_that_fails_is_one_line_at_most_one_save_later(saved, tmp_path):
     shutil.copytree(saved, folder)
     reason = f"{folder}: a checkpoint was not written: [Errno 27] File too large"
     first, *rest = script(FULL_DISK, folder)
-    assert first == f"10 {reason}"
-    assert rest in ([], [f"close {reason}"])
+    assert first == f"10 {reason}"  # the first save is waited for
+    assert rest in ([f"12 {reason}"], [f"12 {reason}", f"close {reason}"])
     assert restored(folder) == (6, bits(state_of(6)))
+    first, *rest = script(FULL_DISK, folder, 8)
+    assert first == f"12 {reason}"
+    assert rest in ([], [f"close {reason}"])
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.restore()[0] == 8
+    checkpoints.close()
 
 
 KILLED_SAVES = """
@@ -273,3 +282,45 @@ def test_killed_while_saving(tmp_path):
     assert {signal for _, signal in newest.values()} == {0, 9}
     assert sum(signal == 9 for _, signal in newest.values()) >= 8
     assert {step for step, signal in newest.values() if signal == 9} == {2, 3}, newest
+
+
+@pytest.mark.parametrize("name", ["a[1]", "[!a] *?", "ä\n日", "x" * 200])
+def test_a_folder_of_any_name(name, tmp_path):
+    """Beside folders that its name would match as a pattern."""
+    (tmp_path / "a1" / "program0" / "2.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    folder = tmp_path / name / "program0"
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(2, state_of(2))
+    checkpoints.save(4, state_of(4))
+    checkpoints.close()
+    assert restored(folder) == (4, bits(state_of(4)))
+
+
+def test_the_first_save_is_read_back(tmp_path, monkeypatch):
+    """A place that keeps nothing of what is written, as Orbax's glob in a folder with brackets."""
+    monkeypatch.setattr(checkpoint._Folder, "glob", lambda self, pattern: iter(()))
+    checkpoints = Checkpoints(tmp_path / "program0")
+    with pytest.raises(
+        CheckpointError, match=r"program0: the first checkpoint cannot be read back"
+    ):
+        checkpoints.save(2, state_of(2))
+    checkpoints.close()
+
+
+def test_what_is_read_back_is_compared(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "program0")
+    other = leaves_of(state_of(3))
+    monkeypatch.setattr(checkpoints, "_read", lambda rounds_done, fits: other)
+    with pytest.raises(
+        CheckpointError, match=r"program0: the first checkpoint is not what was saved"
+    ):
+        checkpoints.save(2, state_of(2))
+    checkpoints.close()
+
+
+def test_the_rows_that_are_read_back_are_compared(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "program0")
+    monkeypatch.setattr(checkpoints, "_read", lambda done, fits: fits(done, ["0" * 16]))
+    with pytest.raises(CheckpointError, match="its checksums of rows are not those that were"):
+        checkpoints.save(2, state_of(2), ["1" * 16])
+    checkpoints.close()

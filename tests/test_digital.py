@@ -107,5 +107,5 @@ def test_lost_updates_are_billed_and_change_nothing():
     _, cost = send(silent, updates, weights, mask, SEED)
     rates = np.log2(1 + np.asarray(gain, np.float64))[np.asarray(gain) >= 0.5]
     np.testing.assert_allclose(int(cost.channel_uses), (D * 32 / rates).sum(), rtol=1e-4)
-    with pytest.raises(ValueError, match="value_bits=1 is not between 2 and 32"):
+    with pytest.raises(ValueError, match="value_bits=1: must be a whole number from 2 to 32"):
         link.orthogonal(0.0, value_bits=1)

@@ -9,7 +9,8 @@ from problems import algorithm, candidates, cnn, distance, federation, leaves, m
 
 import fedprune as fp
 from fedprune import rng
-from fedprune.types import Model
+from fedprune.round import hierarchical
+from fedprune.types import Model, Participation, Uplink
 
 STEPS, BATCH, LR, ROUNDS, SEED = 4, 5, 0.2, 3, 3
 
@@ -152,18 +153,18 @@ def test_a_bad_client_leaves_no_trace(normalisation, value):
     """Client 5 of 6 diverges; the result is bitwise that of the five others alone."""
     model, layout = mlp(), fp.mesh.make(clients=2, reduction="strict")
 
-    def final(clients, count):
+    def final(clients, participation):
         algo = fp.round.build(
             local=fp.local.sgd(model, optax.sgd(0.1), batch=5, steps=3),
             uplink=fp.link.over_the_air(10.0, normalisation),
-            participation=fp.server.full(count),
+            participation=participation,
             server=fp.server.average(),
             layout=layout,
         )
         return fp.run.simulate(algo, model, clients, clients, 3)[:2]
 
-    state, info = final(with_bad_client(value), 6)
-    expected, _ = final(federation(6), 5)
+    state, info = final(with_bad_client(value), fp.server.full(6))
+    expected, _ = final(federation(6), Participation(5, lambda _: jnp.arange(5), 6))
     assert same(state.params, expected.params)
     assert np.isfinite(info.train_loss).all()
     np.testing.assert_array_equal(info.excluded, 1)
@@ -185,6 +186,76 @@ def test_all_clients_bad_keeps_the_model():
     assert same(state.params, model.init(rng.stream(jax.random.key(0), "init")))
     np.testing.assert_array_equal(info.excluded, 6)
     np.testing.assert_array_equal(info.clients, 0)
+
+
+def in_round_one(update=None, server=None, tiers=None):
+    """Three rounds, in the second of which nobody is heard, or something happens to what is."""
+    model, clients, plain = mlp(), federation(6), fp.link.ideal()
+
+    def prepare(cohort):
+        air, t = plain.prepare(cohort), cohort.round
+        active = air.active if update is not None or server is not None else air.active & (t != 1)
+        return air._replace(active=active, state=jnp.full(cohort.ids.shape, t))
+
+    def finish(arrival):
+        received, t = plain.finish(arrival), arrival.air.state[0]
+        if update is None:
+            return received
+        changed = jax.tree.map(lambda v: jnp.where(t == 1, update, v), received.update)
+        return received._replace(update=changed)
+
+    link = Uplink(prepare, plain.encode, finish)
+    build = fp.round.build if tiers is None else hierarchical.build
+    algo = build(
+        local=fp.local.sgd(model, optax.sgd(0.1), batch=5, steps=3),
+        uplink=link,
+        participation=fp.server.full(6),
+        server=server or fp.server.momentum(0.5, 0.9),
+        layout=fp.mesh.make(clients=2, reduction="strict"),
+        **(tiers or {}),
+    )
+    return fp.run.simulate(algo, model, clients, clients, 3)[:2]
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("tiers", [False, True], ids=["flat", "tiers"])
+def test_a_received_update_that_is_not_finite_is_not_applied(value, tiers):
+    """The rounds are those in which nobody was heard, server's momentum included."""
+    given = {}
+    if tiers:
+        of = jnp.asarray([0, 0, 0, 1, 1, 1])
+        given["tiers"] = {"edges": fp.round.Edges(of, 2), "edge_rounds": 1}
+        given["tiers"]["cloud"] = fp.link.ideal()
+    expected, info = in_round_one(**given)
+    np.testing.assert_array_equal(info.rejected, 0)
+    state, info = in_round_one(value, **given)
+    np.testing.assert_array_equal(info.rejected, [0, 2 if tiers else 1, 0])
+    np.testing.assert_array_equal(info.clients, 6)
+    assert same(state.params, expected.params)
+    assert same(state.server, expected.server)
+
+
+def test_an_update_that_makes_the_model_infinite_is_not_applied():
+    state, info = in_round_one(3e38, server=fp.server.average(100.0))
+    assert all(np.isfinite(leaf).all() for leaf in leaves(state.params))
+    np.testing.assert_array_equal(info.rejected, [0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p, s: (p["Dense_0"], s), r"server: params\['Dense_0'\]"),
+        (lambda p, s: (jax.tree.map(lambda v: v[..., None], p), s), r"is float32\[16,1\], must be"),
+        (lambda p, s: (jax.tree.map(lambda v: v.astype(jnp.bfloat16), p), s), "is bfloat16"),
+        (lambda p, s: (p, (s, s)), "server: state"),
+    ],
+    ids=["tree", "shape", "type", "state"],
+)
+def test_a_server_that_returns_another_tree_is_refused(change, message):
+    plain = fp.server.average()
+    server = plain._replace(update=lambda *args: change(*plain.update(*args)))
+    with pytest.raises(ValueError, match=message):
+        in_round_one(server=server)
 
 
 @pytest.mark.parametrize("local", [{"steps": 3}, {"epochs": 2}], ids=["steps", "epochs"])
@@ -234,7 +305,7 @@ def test_cohort_is_drawn_without_repetition_and_anew():
     counts = np.bincount(np.concatenate(cohorts), minlength=20)
     # Binomial(200, 0.35): mean 70, standard deviation 6.7; five of them either side.
     assert (abs(counts - 70) < 34).all()
-    with pytest.raises(ValueError, match="cohort size=21"):
+    with pytest.raises(ValueError, match="size=21"):
         fp.server.uniform(20, 21)
 
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 STAGES = {"data", "models", "nn", "local", "prune", "link", "channel", "server", "payload"}
 STAGES |= {"resources", "allocation", "theory", "coding"}
-WORDS = {"types", "rng", "tree", "bill"}
+WORDS = {"types", "rng", "tree", "bill", "check", "paths"}
 # Rooms beyond the common words that a stage may use.
 ALSO = {
     "nn": set(),
@@ -48,7 +48,7 @@ def test_rooms(path):
     here, used = room(path), rooms_used(path)
     if here == "__init__":
         return
-    if here == "types":
+    if here in ("types", "check", "paths"):
         assert used == set()
     elif here in WORDS:
         assert used <= {"types"}
@@ -56,11 +56,17 @@ def test_rooms(path):
         assert used <= WORDS | {here} | ALSO.get(here, set())
     elif here == "mesh":
         assert used <= WORDS | {"processes"}
+    elif here == "meeting":
+        assert used == set()
+    elif here == "processes":
+        assert used == {"meeting"}
     elif here == "backend":
         assert used <= {"processes"}
     elif here == "round":
         assert used <= WORDS | STAGES | {"mesh", "round"}
-    elif here in ("config", "writer", "processes", "profile"):
+    elif here == "config":
+        assert used <= {"paths"}
+    elif here in ("writer", "profile"):
         assert used == set()
     elif here == "algorithms":
         assert used <= WORDS | STAGES | {"mesh", "round", "run", "algorithms"}
@@ -95,3 +101,26 @@ def test_only_mesh_knows_devices(path):
 def test_config_needs_no_jax():
     heavy = {"jax", "flax", "optax", "numpy", "orbax"}
     assert not {name.split(".")[0] for name in imports(ROOT / "fedprune/config.py")} & heavy
+
+
+def text_without_encoding(path: Path) -> list[int]:
+    """Lines of calls that read or write text as the locale says."""
+    found = []
+    for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(call, ast.Call) or any(k.arg == "encoding" for k in call.keywords):
+            continue
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        owner = getattr(getattr(call.func, "value", None), "id", "")
+        binary = any(isinstance(a, ast.Constant) and "b" in str(a.value) for a in call.args)
+        of_path = name in ("read_text", "write_text") and isinstance(call.func, ast.Attribute)
+        opened = name in ("open", "fdopen") and not binary and (owner, name) != ("Image", "open")
+        if (of_path or opened) and (owner, name) not in (("os", "open"), ("writer", "write_text")):
+            found.append(call.lineno)
+    return found
+
+
+@pytest.mark.parametrize("folder", ["fedprune", "experiments", "launch"])
+def test_text_is_utf8_whatever_the_locale_says(folder):
+    found = {path: text_without_encoding(path) for path in ROOT.glob(f"{folder}/**/*.py")}
+    assert len(found) > 4
+    assert {path: lines for path, lines in found.items() if lines} == {}

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments import ota_pruning
+from experiments import ota_pruning, single
+from fedprune import config as cfg
+from fedprune import experiment
 from fedprune.writer import read_rows
 from launch import main as launcher
 
@@ -68,6 +71,8 @@ def launch(*args) -> subprocess.CompletedProcess:
         (["--config=experiments/ota_prunning.py"], "(did you mean experiments/ota_pruning.py?)"),
         ([CONFIG, "--colour=red"], "Unknown command line flag 'colour'"),
         ([], "--config is missing"),
+        ([CONFIG, "--resume_from="], "--resume_from='': must be a path of this machine"),
+        ([CONFIG, "--config.data.dir=s3://sets"], "data.dir='s3://sets': must be a path of this"),
         ([CONFIG, "--config.mesh.devices=2", "--config.mesh.arms=3"], "mesh.arms=3: must divide"),
     ],
 )
@@ -80,6 +85,63 @@ def test_bad_usage_is_one_line_and_leaves_nothing(args, says, tmp_path):
     assert lines[0].startswith("error: ")
     assert says in lines[0]
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("raise RuntimeError('two\\nlines')", "cannot be loaded (RuntimeError: two lines)"),
+        ("import sys; sys.exit(3)", "must return a Config, and exits with 3"),
+        ("def get_config(): pass", "its get_config must return a fedprune Config, not None"),
+    ],
+)
+def test_a_configuration_file_that_gives_none_is_named(content, says, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(content)
+    result = launch(f"--config={file}", f"--workdir={tmp_path / 'run'}")
+    assert result.returncode == 2, result.stderr
+    assert result.stderr == f"error: --config={file}: {says}\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_url_is_no_run_directory(tmp_path):
+    args = command(CONFIG, "--workdir=gs://bucket/run")
+    own = {**os.environ, "PYTHONPATH": str(ROOT)}
+    args[3] = f"--config={ROOT}/experiments/ota_pruning.py:fast"
+    result = subprocess.run(args, cwd=tmp_path, env=own, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: --workdir='gs://bucket/run': must be a path of this")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_saves(tmp_path):
+    """As SIGTERM: the segment is finished, its state saved, and the status asks to go on."""
+    asked = ["--config=experiments/single.py:tiny", "--config.run.rounds=100000"]
+    listening = (  # as in a terminal; in the background, a shell has SIGINT ignored
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "runpy.run_module('launch.main', run_name='__main__', alter_sys=True)"
+    )
+    args = [*asked, "--config.run.save_every=100000", f"--workdir={tmp_path / 'run'}"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", listening, *args], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    while not lines(tmp_path / "run" / "metrics.jsonl") and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 42, said
+    assert b"the same command goes on" in said.splitlines()[-1]
+    (saved,) = (tmp_path / "run" / "checkpoints" / "program0").iterdir()
+    assert int(saved.name) == lines(tmp_path / "run" / "metrics.jsonl")
+
+
+def test_a_network_that_has_no_room_is_refused():
+    """Before there is a directory: a plan touches no file of a run."""
+    config = single.get_config("tiny")
+    for hidden, says in (((999_999,) * 2, "GiB of memory"), ((60_000,) * 2, "fewer than 2^31")):
+        changed = cfg.override(config, {"model.hidden": hidden})
+        with pytest.raises(cfg.ConfigError, match=f"^model.name='mlp': .*{re.escape(says)}"):
+            experiment.plan(changed, single.arms(changed))
 
 
 def test_missing_data_and_foreign_directories_are_refused(tmp_path):
@@ -339,6 +401,10 @@ def test_profile(tmp_path):
     assert 99 < sum(stages.values()) < 101
     assert list(tmp_path.rglob("*.trace.json.gz"))
     assert not (tmp_path / "metrics.jsonl").exists()
+    (tmp_path / "thesis.tex").write_text("precious")
+    result = launch(CONFIG, *SMALL, f"--workdir={tmp_path}", "--profile")
+    assert result.returncode == 1
+    assert "is neither empty nor a run directory" in result.stderr
 
 
 def test_a_directory_in_use_is_refused(tmp_path):

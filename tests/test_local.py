@@ -201,6 +201,68 @@ def test_a_decay_is_a_factor_on_the_learning_rate(momentum):
         agree(found, numpy_train(weight_decay=0.3, momentum=momentum, factor=factor)[0])
 
 
+RAMP = tuple(0.1 * (n + 1) for n in range(3 * STEPS))
+
+
+def ramp(n):
+    """A schedule that has another value in every step of three rounds."""
+    return jnp.asarray(RAMP, jnp.float32)[n]
+
+
+SCHEDULED = {
+    "sgd": (optax.sgd(ramp), None),
+    "injected": (optax.inject_hyperparams(optax.sgd)(ramp), None),
+    "chained": (optax.chain(optax.identity(), optax.scale_by_schedule(lambda n: -ramp(n))), None),
+    "masked": (optax.masked(optax.sgd(ramp), {"kernel": True, "bias": True}), None),
+    "momentum": (optax.sgd(ramp, 0.5), lambda i: sum(0.5**j for j in range(i + 1))),
+    # Of a constant gradient Adam's corrected moments are 1 from the first step of a round on; they
+    # are not if their count, too, is that of all rounds.
+    "adam": (optax.adam(ramp, eps=0.0), None),
+}
+
+
+@pytest.mark.parametrize("name", list(SCHEDULED))
+def test_schedules_of_an_optimizer_go_on_over_the_rounds(name):
+    optimizer, velocity = SCHEDULED[name]
+    for t in range(3):
+        with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
+            delta, _ = train(optimizer, t)
+        rates = RAMP[t * STEPS : (t + 1) * STEPS]
+        moved = sum(r * (velocity(i) if velocity else 1.0) for i, r in enumerate(rates))
+        np.testing.assert_allclose(delta["bias"], -moved, rtol=1e-5)  # its gradient is 1
+
+
+def test_a_scheduled_weight_decay_goes_on():
+    decay = optax.add_decayed_weights(lambda n: jnp.where(n < STEPS, 0.0, 0.5))
+    optimizer = optax.chain(decay, optax.sgd(LR))
+    agree(train(optimizer, 0)[0], train(optax.sgd(LR), 0)[0])
+    constant = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(LR))
+    agree(train(optimizer, 1)[0], train(constant, 1)[0])
+
+
+def test_schedules_count_the_steps_of_epochs():
+    """With epochs a round has the steps of the client with most examples."""
+    clients = federation(3, shape=SHAPE)
+    batches = -(-clients.rows.shape[1] // BATCH)
+    client = clients.client(1)
+    own = -(-int(client.size) // BATCH)
+    rates = np.arange(1.0, 1.0 + 4 * 2 * batches)
+    schedule = lambda n: jnp.asarray(rates, jnp.float32)[n]
+    options = {"batch": BATCH, "epochs": 2, "loss": own_loss}
+    local = fp.local.sgd(LINEAR, optax.sgd(schedule), **options)
+    for t in (0, 3):
+        delta = local(KEY, jnp.int32(t), LINEAR.init(KEY), None, client).delta
+        firsts = [(2 * t + e) * batches for e in range(2)]
+        moved = sum(rates[first : first + own].sum() for first in firsts)
+        np.testing.assert_allclose(delta["bias"], -moved, rtol=1e-5)
+
+
+def test_an_optimizer_with_random_numbers_of_its_own_is_refused():
+    noisy = optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(0)), optax.sgd(LR))
+    with pytest.raises(ValueError, match="the same in every round and client"):
+        train(noisy)
+
+
 def final(config, clients, rounds):
     """Global model after some rounds of a configuration with an ideal uplink."""
     model, layout = mlp(), fp.mesh.make(clients=2)

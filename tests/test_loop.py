@@ -1,9 +1,12 @@
 """Segments, checkpoints and run directories, with a program that is a few lines of NumPy."""
 
 import contextlib
+import errno
+import fcntl
 import fnmatch
 import json
 import logging
+import os
 import resource
 import shutil
 import struct
@@ -56,7 +59,8 @@ def program(labels=LABELS, rate=1.1, width=3) -> loop.Program:
                 losses.append(x.mean(1))
             loss = np.stack(losses, 1)
             cost = Cost(*[np.zeros_like(loss)] * len(Cost._fields))
-            infos = RoundInfo(*[loss] * (len(RoundInfo._fields) - 1), cost)
+            fields = dict.fromkeys(RoundInfo._fields, loss)
+            infos = RoundInfo(**{**fields, "cost": cost, "numbers": {"own": loss}})
             return {"t": t, "x": x}, infos, Measured(x.mean(1))
 
         return step
@@ -226,7 +230,9 @@ def test_a_damaged_row_is_named_and_computed_again(unbroken, tmp_path, caplog, b
     assert "taking that of round 8" in caplog.text
     assert (folder / "metrics.damaged" / "1" / "metrics.jsonl").read_text() == damaged
 
-    lines[4] = lines[4].replace("0.0}", "0.5}")  # of round 3, which both checkpoints need
+    whole = lines[4]  # of round 3, which both checkpoints need
+    lines[4] = whole.replace('"seconds": 0.0', '"seconds": 0.5')
+    assert lines[4] != whole
     (folder / "metrics.jsonl").write_text("".join(lines))
     before = files(folder)
     with pytest.raises(CheckpointError, match="arm slow, seed 0, round 3, is damaged"):
@@ -256,6 +262,7 @@ def test_checkpoints_of_before_have_no_checksums_of_rows(unbroken, tmp_path, mon
         lambda value: json_save({k: v for k, v in value.items() if k != "rows"}),
     )
     monkeypatch.setattr(checkpoint, "_of_json", old)
+    monkeypatch.setattr(checkpoint.Checkpoints, "_read_back", lambda *_: None)
     loop.train([program()], tmp_path, 8, 2, 2)
     monkeypatch.undo()
     assert train(tmp_path) == (unbroken / "metrics.jsonl").read_text()
@@ -384,6 +391,36 @@ def test_tensorboard_is_written_when_the_call_returns(tmp_path):
         tags += [(v.tag, v.simple_value, event.step) for v in event.summary.value]
     assert tags == [(f"n{i}", i, 1) for i in range(20)]
     assert threading.active_count() == threads
+
+
+def test_other_arithmetic_is_refused(tmp_path):
+    """By name; where an older version recorded none, the run goes on."""
+    run = tmp_path / "run"
+    places = ("mesh",)
+    for config, found in (({"mesh": 2}, {}), ({"mesh": 2}, {"arithmetic": {"JAX_X": 1}})):
+        with RunDirectory(run, config, places=places) as directory:
+            directory.record(found)
+    before = files(run)
+    with (
+        RunDirectory(run, {"mesh": 4}, places=places) as directory,
+        pytest.raises(RunDirectoryError, match=r"other arithmetic \(JAX_X was 1, is None\); set"),
+    ):
+        directory.record({"arithmetic": {}})
+    assert files(run) == before
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EWOULDBLOCK])
+def test_a_file_system_without_locks_is_warned_of(error, tmp_path, monkeypatch, caplog):
+    def flock(file, kind):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    if error == errno.EWOULDBLOCK:
+        with pytest.raises(RunDirectoryError, match="another process is using it"):
+            RunDirectory(tmp_path / "run", {})
+        return
+    RunDirectory(tmp_path / "run", {}).close()
+    assert "its file system has no locks" in caplog.text
 
 
 def test_rows_with_mappings(tmp_path):

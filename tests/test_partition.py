@@ -1,13 +1,17 @@
 """Partitions over clients, and the arrays that they become on the device."""
 
+import math
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings, strategies
 from scipy import stats
 
-from fedprune import data, report
+from fedprune import data, local, mesh, models, report, round, run, server
 
 CLASSES = 6
 Y_TRAIN = np.random.default_rng(0).permutation(np.repeat(np.arange(CLASSES), 100)).astype(np.uint8)
@@ -153,13 +157,14 @@ def test_test_classes_that_training_lacks():
 @pytest.mark.parametrize("clients", [0, -1, 601])
 @pytest.mark.parametrize("build", [data.iid, lambda k: data.dirichlet(k, 1.0)])
 def test_impossible_numbers_of_clients(build, clients):
-    with pytest.raises(ValueError, match=rf"clients={clients} is not between 1 and 600 training"):
+    allowed = " is not between 1 and 600 training" if clients > 0 else ": must be a whole number"
+    with pytest.raises(ValueError, match=f"clients={clients}{allowed}"):
         build(clients)(Y_TRAIN, Y_TEST, 0)
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan")])
 def test_alpha_must_be_positive(alpha):
-    with pytest.raises(ValueError, match=f"alpha={alpha} must be above 0"):
+    with pytest.raises(ValueError, match=f"alpha={alpha}: must be a finite number, above 0"):
         data.dirichlet(3, alpha)
 
 
@@ -251,10 +256,10 @@ def test_label_k_ends_for_every_input(draw):
 @pytest.mark.parametrize(
     ("clients", "k", "what"),
     [
-        (3, 0, "classes_per_client=0 is not between 1 and 6 classes"),
+        (3, 0, "classes_per_client=0: must be a whole number, at least 1"),
         (3, 7, "classes_per_client=7 is not between 1 and 6 classes"),
         (2, 2, "leave some of the 6 classes without a client"),
-        (0, 2, "clients=0 is not between"),
+        (0, 2, "clients=0: must be a whole number, at least 1"),
         (200, 6, "need more training examples"),
     ],
 )
@@ -317,7 +322,9 @@ def test_shards_of_the_last_class_that_a_byte_holds():
 
 @pytest.mark.parametrize(("clients", "each"), [(3, 0), (3, 201), (601, 1), (0, 1), (300, 3)])
 def test_shards_that_are_impossible(clients, each):
-    with pytest.raises(ValueError, match="is not between 1 and"):
+    with pytest.raises(
+        ValueError, match=r"is not between 1 and|: must be a whole number, at least 1"
+    ):
         data.shards(clients, each)(Y_TRAIN, Y_TEST, 0)
 
 
@@ -358,7 +365,7 @@ def test_group_without_test_examples():
     [
         ([0, 1], [2], None, "group 2 has test examples but no training examples"),
         ([0, 1, 1, 0], [0], 3, "clients=3 is not a multiple of the 2 groups"),
-        ([0, 1, 1, 0], [0], 0, "clients=0 is not a multiple"),
+        ([0, 1, 1, 0], [0], 0, "clients=0: must be a whole number, at least 1"),
         ([0, 1, 1], [0], 4, "group 0 has only 1 training examples"),
         ([], [], None, "clients=0 is not a multiple of the 0 groups"),
     ],
@@ -556,3 +563,191 @@ def test_more_classes_than_a_byte_holds():
     dataset = small_dataset()._replace(y_train=np.arange(9) + 300, classes=309)
     _, y = data.federate(dataset, ONE).train.client(jnp.int32(1)).take(jnp.arange(4))
     np.testing.assert_array_equal(y, [300, 302, 303, 305])
+
+
+# What is refused -----
+
+
+def changed(name, at, value):
+    array = getattr(small_dataset(), name).copy()
+    array[at] = value
+    return small_dataset()._replace(**{name: array})
+
+
+def floats(name, at, value):
+    """``small_dataset`` of floats, with one changed number."""
+    both = {x: getattr(small_dataset(), x).astype(np.float32) for x in ("x_train", "x_test")}
+    both[name] = both[name].astype(np.float64) if abs(value) > 3.4e38 else both[name]
+    both[name][at] = value
+    return small_dataset()._replace(**both)
+
+
+SMALL = small_dataset()
+IMPOSSIBLE = {
+    r"x_train\[7, 3, 0, 1\] is nan": floats("x_train", (7, 3, 0, 1), np.nan),
+    r"x_test\[2, 0, 1, 0\] is -inf": floats("x_test", (2, 0, 1, 0), -np.inf),
+    r"x_train\[0, 0, 0, 0\] is 3e\+38, not a number": floats("x_train", (0, 0, 0, 0), 3e38),
+    r"x_train\[8, 0, 0, 0\] is 1e\+300": floats("x_train", (8, 0, 0, 0), 1e300),
+    r"x_test\[4, 1, 2, 0\] is 42949": SMALL._replace(
+        x_test=SMALL.x_test + 2**32 * (np.arange(120).reshape(5, 4, 3, 2) >= 4 * 24 + 10)
+    ),
+    "x_train is complex64": SMALL._replace(x_train=SMALL.x_train.astype(np.complex64)),
+    "x_train is <U": SMALL._replace(x_train=SMALL.x_train.astype(str)),
+    r"x_train \(9,\) is not": SMALL._replace(x_train=np.zeros(9, np.float32)),
+    r"x_test \(5, 4, 3, 1\) is not shaped": SMALL._replace(x_test=SMALL.x_test[..., :1]),
+    "9 x_train but 8 y_train": SMALL._replace(y_train=SMALL.y_train[:8]),
+    "4 x_test but 5 y_test": SMALL._replace(x_test=SMALL.x_test[:4]),
+    r"x_train \(0, 4, 3, 2\) is empty": SMALL._replace(
+        x_train=SMALL.x_train[:0], y_train=SMALL.y_train[:0]
+    ),
+    r"y_train has shape \(9, 1\)": SMALL._replace(y_train=SMALL.y_train[:, None]),
+    "y_test is float32": SMALL._replace(y_test=SMALL.y_test.astype(np.float32)),
+    r"y_train\[4\] is 3, but the 3 classes are 0 to 2": changed("y_train", 4, 3),
+    r"y_test\[1\] is 255": changed("y_test", 1, 255),
+    r"y_train\[2\] is -1": SMALL._replace(y_train=np.array([0, 1, -1, 2, 0, 1, 2, 0, 1])),
+    r"y_train\[3\] is 256": SMALL._replace(y_train=np.array([0, 1, 2, 256, 0, 1, 2, 0, 1])),
+    "classes=0": SMALL._replace(classes=0),
+    r"channel 1 of x_train spreads by 4.96\d*e-30, but 1.0842e-19 is the least": SMALL._replace(
+        x_train=np.ones((9, 4, 3, 2)) * (np.arange(9) % 2)[:, None, None, None] * [1, 1e-29]
+    ),
+}
+
+
+@pytest.mark.parametrize("message", IMPOSSIBLE)
+def test_impossible_data_are_refused_by_array_and_index(message):
+    with pytest.raises(data.DataError, match=f"^small: .*{message}") as caught:
+        data.federate(IMPOSSIBLE[message], ONE)
+    assert "\n" not in str(caught.value)
+
+
+def test_loading_refuses_what_federating_does(tmp_path, monkeypatch):
+    """A label of the test set that no training example has, in raw files."""
+    read = {f"x_{p}": np.zeros((2, 3, 3), np.uint8) for p in ("train", "test")}
+    read |= {"y_train": np.array([0, 1], np.uint8), "y_test": np.array([0, 2], np.uint8)}
+    monkeypatch.setattr(data.sources, "_candidates", lambda *_: [("here", lambda: read)])
+    with pytest.raises(data.DataError, match=r"mnist: y_test\[1\] is 2"):
+        data.load("mnist", tmp_path)
+
+
+PARTITIONS = {
+    r"partition=\[\]": [],
+    r"partition: none of 0 clients": partition_of([], []),
+    r"partition: none of 2 clients": partition_of([[], []], [[0], [1]]),
+    r"partition: \[2, 3\] clients": partition_of([[0], [1]], [[0], [1], [2]]),
+    r"partition\[1\]: \[2, 3\] clients": [ONE, partition_of([[0], [1]], [[0], [1]])],
+    r"partition.train\[1\] names example 9, but there are 9": partition_of([[0], [3, 9]], [[], []]),
+    r"partition.test\[0\] names example -1": partition_of([[0], [1]], [[2, -1], []]),
+    r"partition.train\[0\]: float64": data.Partition([np.array([0.5])], [np.array([0])]),
+    r"partition.train\[0\]: int64 \(1, 2\)": data.Partition([np.array([[0, 1]])], [np.array([0])]),
+    r"partition.train\[0\]: bool": data.Partition([np.ones(9, bool)], [np.array([0])]),
+}
+
+
+@pytest.mark.parametrize("message", PARTITIONS)
+def test_impossible_partitions_are_refused(message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        data.federate(small_dataset(), PARTITIONS[message])
+
+
+def test_a_pair_of_lists_is_no_partition():
+    with pytest.raises(TypeError, match=r"partition\[0\]: list is not a Partition"):
+        data.federate(small_dataset(), tuple(ONE))
+
+
+def test_first_examples_of_a_set():
+    for n in (0, -1, 10):
+        with pytest.raises(data.DataError, match=rf"data.examples={n}: small has 9; 1 to 9 can"):
+            data.first(small_dataset(), n)
+
+
+# Statistics -----
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, 1e18])
+def test_statistics_in_parts_are_those_of_the_whole(offset):
+    """Several parts of unlike means, against sums that are exact (math.fsum)."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(700, 1024, 2)).astype(np.float32)
+    x = (x * [1, 1 + offset] + np.arange(700)[:, None, None] / 50 + [0, offset]).astype(np.float32)
+    y = np.zeros(700, np.uint8)
+    train, _ = data.federate(data.Dataset("x", "", x, y, x[:1], y[:1], 1), data.iid(1)(y, y[:1], 0))
+    for c in range(2):
+        values = x[..., c].astype(np.float64).ravel()
+        mean = math.fsum(values) / values.size
+        variance = math.fsum((values - mean) ** 2) / values.size
+        assert np.ravel(train.shift)[c] == np.float32(mean)
+        assert np.ravel(train.scale)[c] == np.float32(1 / math.sqrt(variance))
+
+
+def test_a_constant_channel_is_shifted_and_not_scaled():
+    dataset = floats("x_train", (..., 0), np.float32(0.1))
+    train = data.federate(dataset, ONE).train
+    assert np.ravel(train.shift)[0] == np.float32(0.1)
+    assert np.ravel(train.scale)[0] == 1
+
+
+def test_statistics_take_little_memory():
+    """The copy on the device is not NumPy's; beside it there are parts of a few MiB."""
+    x = np.random.default_rng(0).integers(0, 256, (4000, 64, 64, 3), np.uint8)
+    y = np.zeros(len(x), np.uint8)
+    dataset = data.Dataset("x", "", x, y, x[:1], y[:1], 1)
+    split = data.iid(1)(y, y[:1], 0)
+    tracemalloc.start()
+    data.federate(dataset, split)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.5 * x.nbytes
+
+
+# The number of classes -----
+
+
+def test_federate_counts_classes():
+    train, test = data.federate(small_dataset()._replace(classes=5), ONE)
+    np.testing.assert_array_equal(train.classes, [3, 3, 3, 0, 0])
+    np.testing.assert_array_equal(test.classes, [2, 2, 1, 0, 0])
+
+
+@pytest.mark.parametrize("outputs", [2, 3, 4])
+@pytest.mark.parametrize("where", ["training", "evaluation", "clients"])
+def test_a_head_smaller_than_the_classes_is_refused(where, outputs):
+    train, test = data.federate(small_dataset(), ONE)
+    network = models.mlp((2,), classes=outputs, input_shape=(4, 3, 2))
+    layout = mesh.make(1)
+    local_update = local.sgd(network, optax.sgd(0.1), batch=2, steps=1)
+    params = network.init(jax.random.key(0))
+    state = round.initial(params, None, server.average())
+    evaluation = {
+        "evaluation": lambda: run.evaluation(network, layout),
+        "clients": lambda: run.client_evaluation(network, layout, 3),
+    }
+
+    def go():
+        if where == "training":
+            key, t = jax.random.key(0), jnp.int32(0)
+            return jax.eval_shape(local_update, key, t, params, None, train.client(jnp.int32(0)))
+        spread = mesh.spread(evaluation[where](), layout, (0, 0), 0)
+        return jax.eval_shape(spread, state, test)
+
+    if outputs >= 3:
+        assert go() is not None
+        return
+    with pytest.raises(ValueError, match=r"model: logits .* \[\d+, 2\], but the data have 3 class"):
+        go()
+
+
+def test_no_test_examples():
+    """Pooled accuracy is refused; what clients have on average is not a number."""
+    nothing = small_dataset()._replace(x_test=SMALL.x_test[:0], y_test=SMALL.y_test[:0])
+    train, test = data.federate(nothing, partition_of([[0], [1]], [[], []]))
+    network = models.mlp((2,), classes=3, input_shape=(4, 3, 2))
+    layout = mesh.make(1)
+    state = round.initial(network.init(jax.random.key(0)), None, server.average())
+    with pytest.raises(ValueError, match="there are no test examples"):
+        jax.eval_shape(mesh.spread(run.evaluation(network, layout), layout, (0, 0), 0), state, test)
+    test = test._replace(examples=train.examples, labels=train.labels)
+    own = jax.jit(mesh.spread(run.client_evaluation(network, layout, 2), layout, (0, 0), 0))
+    found = own(state, test)
+    for value in (found.accuracy, found.loss, found.mean, found.worst):
+        assert np.isnan(value)
+    assert found.histogram.sum() == 0

@@ -130,6 +130,8 @@ def test_what_is_refused_on_writing(tmp_path):
         ((params, mask, "dense", 5), "bits=5"),
         (({"w": np.arange(3)},), "int64"),
         (({"w": np.array([[np.nan]], "f4")}, None, "dense", 8), "finite"),
+        (({"w" * 65536: np.ones(1, "f4")},), "65535 bytes"),
+        (({"w": np.ones((1,) * 33, "f4")},), "more than 32 axes"),
         (({"a": {"b": np.ones(1, "f4")}, "a/b": np.ones(1, "f4")},), "two arrays"),
         ((params, {**mask, "dense": {"kernel": mask["dense"]["kernel"].T}}), "mask"),
     ):
@@ -179,6 +181,56 @@ def test_forged_sizes_take_no_memory():
     with pytest.raises(payload.FormatError, match="more than 341 weights"):
         payload.from_bytes(payload.to_bytes(params, mask), limit=341)
     assert payload.from_bytes(payload.to_bytes(params, mask), limit=342)
+
+
+def peak_of_reading(read) -> int:
+    """Bytes that NumPy and Python took at once, beyond those of before."""
+    tracemalloc.start()
+    try:
+        read()
+    except payload.FormatError:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return peak
+
+
+N = 100_000
+
+
+def large_claims():
+    """Small files of N weights, random ones, and forged headers: each within the limit."""
+    rng = np.random.default_rng(5)
+    random, some = rng.normal(size=N).astype("f4"), rng.random(N) < 0.5
+    for shape in ((N,), (1, N), (N, 1), (250, 400)):
+        for values in (np.zeros(N, "f4"), random):
+            for mask in (None, some.reshape(shape), np.arange(N).reshape(shape) > 0):
+                for encoding, bits in (("entropy", 32), ("entropy", 8), ("bitmap", 4)):
+                    arrays = {"w": values.reshape(shape)}, None if mask is None else {"w": mask}
+                    yield payload.to_bytes(*arrays, encoding, bits)
+    yield payload.to_bytes({str(i): np.float32(i) for i in range(1000)}, None, "bitmap")
+    for shape in ((N,), (1, N), (0, N), (1,) * 32):
+        for encoding in range(3):
+            yield header(b"w", shape, encoding=encoding, masked=1)
+
+
+def test_reading_takes_memory_in_proportion_to_the_limit():
+    """The smallest file here has 83 bytes and N weights; the bound is the module's."""
+    for data in large_claims():
+        entries = struct.unpack_from("<I", data, len(files.MAGIC) + files._START.size)[0]
+        peak = peak_of_reading(lambda d=data: payload.from_bytes(d, limit=N))
+        assert peak <= 64 * N + 1024 * entries + (1 << 20)
+
+
+def test_a_long_file_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "long.fp"
+    with path.open("wb") as file:
+        file.write(payload.to_bytes(np.ones(3, "f4")))
+        file.truncate(1 << 28)
+    with pytest.raises(payload.FormatError, match="268435456 bytes, but 1000 weights have at most"):
+        payload.load(path, limit=1000)
+    assert peak_of_reading(lambda: payload.load(path, limit=1000)) < 1 << 20
 
 
 def test_impossible_headers_are_refused():

@@ -322,9 +322,11 @@ def test_only_the_cohorts_rows_move_between_devices():
         sum(leaf.size for leaf in leaves(part))
         for part in tree.split(tree.match_path(first, model), model)
     )
+    # Each device gets the one row that it trains; the new ones go back to their owners.
+    assert sum(n for op, n in found if op == "reduce-scatter") == own
     assert sum(n for op, n in found if op == "all-gather") == 4 * own
-    assert 4 * own <= sum(n for op, n in found if op == "all-reduce") <= 4 * own + shared + 8
-    assert {op for op, _ in found} == {"all-gather", "all-reduce"}
+    assert sum(n for op, n in found if op == "all-reduce") <= shared + 8
+    assert {op for op, _ in found} == {"all-gather", "all-reduce", "reduce-scatter"}
 
 
 @pytest.mark.slow

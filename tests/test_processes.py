@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from fedprune import meeting
+from launch import monitor
+
 ROOT = Path(__file__).parents[1]
 ROUNDS, ARMS = 200, 3
 COMMAND = [
@@ -62,9 +65,10 @@ def start(*args, cwd: Path = ROOT) -> subprocess.Popen:
     return popen([*COMMAND, *map(str, args)], cwd)
 
 
-def popen(command: list[str], cwd: Path = ROOT) -> subprocess.Popen:
-    out = subprocess.PIPE
-    STARTED.append(subprocess.Popen(command, cwd=cwd, stdout=out, stderr=out, text=True))
+def popen(command: list[str], cwd: Path = ROOT, **more: str) -> subprocess.Popen:
+    """``more`` is added to the environment."""
+    out, env = subprocess.PIPE, {**os.environ, **more}
+    STARTED.append(subprocess.Popen(command, cwd=cwd, env=env, stdout=out, stderr=out, text=True))
     return STARTED[-1]
 
 
@@ -120,18 +124,50 @@ def unbroken(tmp_path_factory) -> dict[str, bytes]:
     return results(workdir)
 
 
+def copy_of_the_code(folder: Path) -> Path:
+    for room in ("fedprune", "experiments", "launch"):
+        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def refused(at: int) -> str:
+    """What process 0, for which this waits, says to one that knows nothing of its run."""
+    with pytest.raises(meeting.RefusedError) as error:
+        meeting.join(("127.0.0.1", at), {}, 1, 120)
+    return str(error.value)
+
+
 @pytest.mark.slow
 def test_two_processes_find_what_one_does(unbroken, tmp_path):
-    """2 processes x 2 devices, whose second directory is never made, and 1 x 4: the same bytes."""
-    at, first = port(), tmp_path / "run"
-    pair = [
-        start_one_of(2, i, at, f"--workdir={tmp_path / name}")
-        for i, name in enumerate(("run", "other"))
+    """2 processes x 2 devices, whose second directory is never made, and 1 x 4: the same bytes.
+
+    Whoever else comes is refused, while they wait for each other and while they run.
+    """
+    at, here, there = port(), *(copy_of_the_code(tmp_path / name) for name in ("here", "there"))
+    first = start_one_of(2, 0, at, "--workdir=run", cwd=here)
+    refused(at)
+    strangers = {
+        "processes differ: run.seed is 0 on process 0, 7 on": (1, "run", "--config.run.seed=7"),
+        "processes differ: workdir is 'run' on process 0, 'it' on process 1": (1, "it"),
+        f"coordinator 127.0.0.1:{at}: the port is in use": (0, "run"),
+    }
+    came = [
+        start_one_of(2, index, at, f"--workdir={workdir}", *args, cwd=there)
+        for index, workdir, *args in strangers.values()
     ]
-    assert [ended(process)[0] for process in pair] == [0, 0]
-    assert results(first) == unbroken
-    assert not (tmp_path / "other").exists()
-    (begun,) = json.loads((first / "run.json").read_text())["starts"]
+    for says, (index, *_), process in zip(strangers, strangers.values(), came, strict=True):
+        status, line = error_of(process)
+        assert status == (1 if index else 2)
+        assert says in line
+    pair = [first, start_one_of(2, 1, at, "--workdir=run", cwd=there)]
+    wait_for_rows(here / "run", 1, pair)
+    assert "processes differ: processes is 2 on process 0, None on process 1" in refused(at)
+    (status, said), other = map(ended, pair)
+    assert (status, other) == (0, (0, []))
+    assert sum(line.startswith("refused a process from 127.0.0.1: ") for line in said) == 4
+    assert results(here / "run") == unbroken
+    assert sorted(p.name for p in there.iterdir()) == ["experiments", "fedprune", "launch"]
+    (begun,) = json.loads((here / "run" / "run.json").read_text())["starts"]
     assert begun["processes"] == 2
     assert begun["devices"] == {"cpu cpu": 4}
 
@@ -200,50 +236,52 @@ def test_stopped_and_killed_in_every_way(unbroken, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("args", "says"),
-    [
-        (["--config.run.seeds=2"], "processes differ: run.seeds is 1 on process 0, 2 on process 1"),
-        (["--config.uplink.snr_db=3"], "uplink.snr_db is 10.0 on process 0, 3.0 on process 1"),
-        (["code"], "processes differ: source is '"),
-    ],
-)
-def test_processes_that_differ_refuse(args, says, tmp_path):
+def test_processes_of_different_code_refuse(tmp_path):
     """Both in the same words, before there is a directory."""
-    cwd = ROOT
-    if args == ["code"]:
-        args, cwd = [], tmp_path / "copy"
-        for room in ("fedprune", "experiments", "launch"):
-            shutil.copytree(ROOT / room, cwd / room)
-        with (cwd / "fedprune" / "server" / "aggregation.py").open("a") as file:
-            file.write("# another version\n")
+    copy = copy_of_the_code(tmp_path / "copy")
+    with (copy / "fedprune" / "server" / "aggregation.py").open("a") as file:
+        file.write("# another version\n")
     at, workdir = port(), tmp_path / "run"
     pair = [
         start_one_of(2, 0, at, f"--workdir={workdir}"),
-        start_one_of(2, 1, at, f"--workdir={workdir}", *args, cwd=cwd),
+        start_one_of(2, 1, at, f"--workdir={workdir}", cwd=copy),
     ]
     (status, line), other = map(error_of, pair)
     assert status == 1
-    assert says in line
+    assert "processes differ: source is '" in line
     assert other == (status, line)
     assert not workdir.exists()
 
 
 @pytest.mark.slow
 def test_a_process_that_does_not_come(tmp_path):
-    """Process 1 of 2 with nobody there, and beside a process that expects three."""
-    missing = "not all processes had come after 10 s"
-    args = [f"--workdir={tmp_path / 'run'}", "--initialization_timeout=10"]
-    for index in (0, 1):
-        status, line = error_of(start_one_of(2, index, port(), *args))
-        assert status == 42
-        assert missing in line
-    at = port()
+    """Each of two with nobody there, and one of two beside one that expects three."""
+    at, args = port(), [f"--workdir={tmp_path / 'run'}", "--initialization_timeout=10"]
+    alone = start_one_of(2, 1, port(), *args)
     pair = [start_one_of(2, 0, at, *args), start_one_of(3, 2, at, *args)]
-    for process in pair:
-        status, line = error_of(process)
-        assert status == 42
+    missing = "error: not all processes had come after 10 s: "
+    status, line = error_of(alone)
+    assert status == 42
+    assert line.startswith(f"{missing}process 0 at 127.0.0.1:")
+    assert error_of(pair[0]) == (42, f"{missing}1 missing; the same command goes on")
+    status, line = error_of(pair[1])
+    assert status == 1
+    assert "processes differ: processes is 2 on process 0, 3 on process 2" in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("native", "says"),
+    [
+        ("UNAVAILABLE: Failed to send RPC to coordination service.", "process 0 was lost: "),
+        ("ABORTED: 1 unexpectedly tried to connect with a", "ended by SIGABRT: 1 unexpectedly"),
+    ],
+)
+def test_reasons(native, says):
+    """JAX asks process 0 for errors by PollForError, which is named whatever the error is."""
+    begin = "F1128 04:55:18.400090 11908 client.h:80] Terminating process. absl::Status: "
+    rpc = "\n\nRPC: /xla.coordination.CoordinationService/PollForError\n"
+    assert monitor.explain(begin + native + rpc, signal.SIGABRT, 9, 9).startswith(says)
 
 
 @pytest.mark.parametrize(
@@ -251,6 +289,10 @@ def test_a_process_that_does_not_come(tmp_path):
     [
         (["--process=1"], "--process=1: needs --distributed"),
         (["--distributed", "--coordinator=a:1"], "--coordinator=a:1: needs --processes"),
+        (
+            ["--distributed", "--coordinator=a:b", "--processes=2", "--process=1"],
+            "--coordinator=a:b: must be HOST:PORT with a port from 1 to 65535",
+        ),
         (["--distributed", "--processes=2", "--process=2"], "--process=2: must be from 0 to"),
         (["--distributed", "--heartbeat_timeout=0"], "--heartbeat_timeout=0: must be at least 1"),
         (["--distributed"], "the other processes were not found: "),
@@ -264,12 +306,20 @@ def test_flags(args, says, tmp_path):
 
 
 AGREE = """
-    import sys
+    import os, sys
     import jax, jax.numpy as jnp, numpy as np
     from fedprune import checkpoint, loop, mesh, processes, run
 
     index = int(sys.argv[1])
-    processes.connect(sys.argv[2], 2, index, 60, 60)
+    by_hand = (sys.argv[2], 2, index) if sys.argv[2] else (None, None, None)
+    processes.connect({}, *by_hand, 60, 60)
+
+    files = "/proc/self/fd/"  # one of those listed is closed at once
+    open_files = {os.path.realpath(files + fd).rpartition("/")[2] for fd in os.listdir(files)}
+    table = [line.split() for name in ("tcp", "tcp6") for line in open(f"/proc/net/{name}")]
+    listens = [row[1] for row in table if row[3] == "0A" and f"socket:[{row[9]}]" in open_files]
+    assert len(listens) == (2 if index == 0 else 0), listens
+    assert all(address.partition(":")[0].endswith("0100007F") for address in listens), listens
     jax.config.update("jax_num_cpu_devices", 2)
 
     assert processes.gather(lambda: {"index": index}) == [{"index": 0}, {"index": 1}]
@@ -325,9 +375,19 @@ AGREE = """
     ],
 )
 def test_what_processes_agree_on(how, says):
-    script, address = textwrap.dedent(AGREE), f"127.0.0.1:{port()}"
-    python = [sys.executable, "-W", "ignore", "-c", script]
-    pair = [popen([*python, str(i), address, how]) for i in (0, 1)]
+    """The first two are told of each other by hand, the others by what Slurm sets."""
+    python = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(AGREE)]
+    at, slurm = str(port()), how == "differing"
+    address = "" if slurm else f"127.0.0.1:{at}"
+    told = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    told["JAX_COORDINATOR_PORT"] = at
+    pair = [
+        popen(
+            [*python, str(i), address, how],
+            **({**told, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} if slurm else {}),
+        )
+        for i in (0, 1)
+    ]
     for process, expected in zip(pair, says, strict=True):
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err

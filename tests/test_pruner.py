@@ -1,13 +1,17 @@
 """Schedules against their formulas, and pruners against a numpy simulation of every round."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from jax import lax
 from problems import before
 
-from fedprune import prune
+from fedprune import link, local, payload, prune, tree
+from fedprune.round.parts import Tally, kept_by_clients
 
 # s_i of step i of n, in Python's floats.
 FORMULAS = {
@@ -331,3 +335,94 @@ def test_nothing_prunable():
     pruner = prune.scheduled(prune.constant(0.5))
     with pytest.raises(ValueError, match="no weight of the model is prunable"):
         pruner.init({"bias": jnp.ones(3)})
+
+
+@pytest.mark.parametrize("distribution", GROUPS)
+@pytest.mark.parametrize("scope", ["server", "client"])
+def test_signed_scores_are_ranked_by_value(distribution, scope):
+    params = {"kernel": jnp.array([[-5.0, -3.0, -1.0, 0.5, 1.0, 2.0]])}
+    by_value = dict(score=lambda p: p, distribution=distribution, scope=scope)
+    pruner = prune.scheduled(prune.constant(0.5), **by_value)
+    mask, _ = pruner.update(pruner.init(params), before(params, 0))
+    np.testing.assert_array_equal(mask["kernel"][0], [False, False, False, True, True, True])
+
+
+# What is a kernel -----
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        heads = nn.MultiHeadDotProductAttention(num_heads=2)
+        return x + nn.Dense(4)(heads(nn.LayerNorm()(x))), None
+
+
+class Scanned(nn.Module):
+    """Three blocks by ``nn.scan``: each of their leaves has a leading axis of 3."""
+
+    @nn.compact
+    def __call__(self, x):
+        axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "length": 3}
+        x, _ = nn.scan(Block, **axes)()(x, None)
+        return nn.Dense(2)(x)
+
+
+def modules():
+    """Params of libraries, and by their documentation the names of their kernels."""
+    linen = Scanned().init(jax.random.key(0), jnp.ones((1, 5, 4)))["params"]
+    haiku = {
+        "linear": {"w": jnp.ones((3, 4, 4)), "b": jnp.ones((3, 4))},
+        "batch_norm": {"scale": jnp.ones((1, 1, 1, 4)), "offset": jnp.ones((1, 1, 1, 4))},
+        "gru": {"w_i": jnp.ones((4, 12)), "w_h": jnp.ones((4, 12)), "b": jnp.ones((12,))},
+        "embed": {"embeddings": jnp.ones((7, 4))},
+        "norm/~/mean_ema": {"average": jnp.ones((1, 4)), "hidden_var": jnp.ones((1, 4))},
+    }
+    attention = nnx.MultiHeadAttention(2, 4, decode=False, rngs=nnx.Rngs(0))
+    stacked = nnx.vmap(lambda rngs: nnx.BatchNorm(4, rngs=rngs))(nnx.Rngs(0).fork(split=3))
+    plain = {"w1": jnp.ones((3, 4)), "lora_b": jnp.ones((2, 4)), "in_proj_bias": jnp.ones((3, 4))}
+    heads = [f"MultiHeadDotProductAttention_0/{part}" for part in ("key", "out", "query", "value")]
+    blocks = [f"ScanBlock_0/{path}/kernel" for path in ("Dense_0", *heads)]
+    return {
+        "linen": (linen, {"Dense_0/kernel", *blocks}),
+        "haiku": (haiku, {"linear/w", "gru/w_i", "gru/w_h", "embed/embeddings"}),
+        "nnx": (
+            {"attention": nnx.state(attention, nnx.Param), "norm": nnx.state(stacked)},
+            {f"attention/{part}/kernel/value" for part in ("key", "out", "query", "value")},
+        ),
+        "arrays": (plain, {"w1", "lora_b"}),
+    }
+
+
+@pytest.mark.parametrize("library", ["linen", "haiku", "nnx", "arrays"])
+def test_kernels_are_decided_by_role_and_everywhere_alike(library):
+    params, wanted = modules()[library]
+    named = [(tree.path_name(p), v) for p, v in jax.tree_util.tree_leaves_with_path(params)]
+    assert any(v.ndim >= 2 and name not in wanted for name, v in named)
+
+    names = lambda chosen: {
+        n for (n, _), c in zip(named, jax.tree.leaves(chosen), strict=True) if c
+    }
+    pruner = prune.scheduled(prune.constant(0.5), distribution="layer")
+    mask, _ = pruner.update(pruner.init(params), before(params, 0))
+    assert names(jax.tree.map(lambda m: not m.all(), mask)) == wanted
+    decayed = local.adjusted(optax.sgd(1.0), weight_decay=1.0)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    ones = jax.tree.map(jnp.ones_like, params)
+    updates, _ = decayed.update(zero, decayed.init(ones), ones)
+    assert names(jax.tree.map(lambda u: bool(u.any()), updates)) == wanted
+    assert set(link.layer_names(params)) == wanted
+    assert sorted(v.shape for v in payload.kernels(params, mask)[1]) == sorted(
+        v.shape for name, v in named if name in wanted
+    )
+    tally = Tally(*[jnp.float32(2)] * 4, None, None, None, None)
+    assert set(kept_by_clients(mask, tally, params)[1]) == wanted
+    sizes = {bits: len(payload.to_bytes(params, None, "dense", bits)) for bits in (32, 16)}
+    assert sizes[32] - sizes[16] == 2 * sum(v.size for name, v in named if name in wanted)
+
+
+def test_a_chain_of_stacked_layers_is_refused():
+    params = {"a": {"kernel": jnp.ones((4, 4))}, "b": {"kernel": jnp.ones((3, 4, 4))}}
+    params["b"]["bias"] = jnp.ones((3, 4))
+    params["c"] = {"kernel": jnp.ones((4, 2))}
+    with pytest.raises(ValueError, match=r"b/bias \(3, 4\) is of several layers"):
+        prune.chain(params)

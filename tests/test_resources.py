@@ -120,6 +120,15 @@ def test_nothing_to_send_takes_no_time_at_any_rate():
     assert not np.isnan(slope(jnp.float32(0)))
 
 
+def test_without_power_sending_takes_for_ever_and_costs_nothing():
+    work = resources.hierarchical(10, 20, 5.0, 20.0, 64.0)
+    keep, rate, power = jnp.ones(2), jnp.array([0.0, 1e6]), jnp.array([0.0, 0.5])
+    assert np.isinf(resources.uplink_seconds(work, keep, rate)[0])
+    spent = resources.joules(work, keep, 3e9, rate, power)
+    computing = 1e-28 * 3e9**2 * 5 * 20 * 30
+    np.testing.assert_allclose(spent, [computing, computing + 0.5 * 64 * 30 / 1e6], rtol=1e-6)
+
+
 def test_latency_is_monotone():
     """In b, rho, C and q, over a grid at once: arguments broadcast and vmap."""
     grid = jnp.linspace(0.1, 1, 10)
@@ -178,7 +187,7 @@ def test_gains_are_those_of_block_fading():
     """One antenna: the same address, so the same power as the complex gain."""
     root, ids, t = jax.random.key(SEED), jnp.arange(7), jnp.int32(3)
     annulus = (50.0, 200.0)
-    complex_gain = channel.block_fading(annulus=annulus)(root, t, ids).true
+    complex_gain = channel.block_fading(annulus=annulus)(root, t, ids).antennas[:, 0]
     places = channel.places(root, ids, annulus)
     power = channel.orthogonal_gains(root, t, ids, places)
     np.testing.assert_allclose(power, np.abs(complex_gain) ** 2, rtol=1e-5)

@@ -158,6 +158,7 @@ def launch(*args, **kwargs) -> subprocess.CompletedProcess:
             ["--grid=seed=0:2", "--on=gke", "--zone=z"],
             "error: --on=gke: needs --project, --cluster",
         ),
+        (["--grid=seed=0:2", "--memory=nan"], "error: flag --memory=nan: must be a number of GB"),
     ],
 )
 def test_bad_usage_is_one_line_and_leaves_nothing(args, says, tmp_path):

@@ -19,7 +19,7 @@ SMALLEST = np.float32(1e-45)
 
 
 def expected(scores: np.ndarray, k: int, alive: np.ndarray | None = None) -> np.ndarray:
-    """The first k of a stable descending sort of what is alive."""
+    """The first k of a stable descending sort of what is alive; NumPy puts NaN last."""
     order = np.argsort(-scores, kind="stable")
     if alive is not None:
         order = order[alive[order]]
@@ -69,6 +69,15 @@ def kinds():
         "denormals": (rng.integers(0, 20, D) * SMALLEST).astype(np.float32),
         "infinities": np.where(rng.random(D) < 0.4, np.float32(np.inf), random(2)),
         "neighbours": (1 + rng.integers(0, 3, D) * 2.0**-23).astype(np.float32),
+        "signed": rng.normal(size=D).round(1).astype(np.float32),
+        "signed denormals": (rng.integers(-9, 9, D) * SMALLEST).astype(np.float32),
+        "signed extremes": rng.choice(
+            np.array([-np.inf, -3.4e38, -1.2e-38, -SMALLEST, -0.0, 0, SMALLEST, 1, np.inf], "f4"), D
+        ),
+        "all negative": -random(4),
+        "not numbers": rng.choice(
+            np.array([np.nan, -np.nan, -np.inf, -1, -0.0, 0, 2, np.inf], "f4"), D
+        ),
         "extremes": rng.choice(np.array([0, SMALLEST, 1.2e-38, 1, 3.4e38, np.inf], "f4"), D),
     }
 
@@ -120,8 +129,8 @@ def test_static_k(k):
 
 
 FLOATS = st.one_of(
-    st.sampled_from([0.0, 1.0, 2.0, float("inf"), float(SMALLEST)]),
-    st.floats(0, allow_infinity=True, allow_nan=False, allow_subnormal=True, width=32),
+    st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, float("inf"), float(SMALLEST), float("nan")]),
+    st.floats(allow_infinity=True, allow_nan=True, allow_subnormal=True, width=32),
 )
 
 
@@ -150,6 +159,14 @@ def test_selections_nest():
         assert mask.sum() == k
         assert not (mask & ~alive).any()
         alive = mask
+
+
+@pytest.mark.parametrize("lowest", [-np.inf, np.nan])
+def test_the_lowest_scores_that_are_alive_come_before_dead_ones(lowest):
+    scores = np.where(np.arange(D) % 3 == 1, np.float32(lowest), np.float32(1))
+    alive = np.arange(D) % 3 == 1
+    k = int(alive.sum())
+    np.testing.assert_array_equal(join(jitted(split(scores), k, split(alive))), alive)
 
 
 def test_zero_scores_that_are_alive_come_before_dead_ones():

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from fedprune.allocation.exact import least_threshold
-from fedprune.allocation.problem import Allocation, Problem, after, box, kept, terms
+from fedprune.allocation.problem import Allocation, Problem, after, box, floor_of, kept, terms
 
 
 def equal(p: Problem, rho_max: jax.Array | float = 1.0) -> Allocation:
@@ -33,7 +33,7 @@ def equal(p: Problem, rho_max: jax.Array | float = 1.0) -> Allocation:
     Returns:
       Among it ``feasible`` and ``least`` for these shares.
     """
-    floor = 1.0 - jnp.asarray(rho_max, p.air.dtype)
+    floor = floor_of(p, rho_max)
     share = _equal_shares(p)
     return _given(p, share, jnp.clip(kept(p, share), floor, 1.0), floor)
 
@@ -51,17 +51,20 @@ def unpruned(p: Problem) -> Allocation:
 def closed_form(p: Problem) -> Allocation:
     """P2 (34) with (35), P4 (54) with (58), as printed: nothing is clipped.
 
-    Needs v3 > 0. For a device that computes for longer than T_th by itself, the number under the
-    root may be negative; it is then taken for 0. ``feasible`` says whether all lo_n <= b_n <= hi_n,
-    so that it is the optimum; ``least`` is that of ``optimal`` at rho_max = 1.
+    Needs v3 > 0, except of a device of rate 0, which gets no share. For a device that computes for
+    longer than T_th by itself, the number under the root may be negative; it is then taken for 0.
+    ``feasible`` says whether all lo_n <= b_n <= hi_n, so that it is the optimum; ``least`` is that
+    of ``optimal`` at rho_max = 1.
     """
     v1, v2, v3 = terms(p)
+    hears = p.active & jnp.isfinite(p.air)
+    v3 = jnp.where(hears, v3, 1.0)
     root = jnp.sqrt(jnp.maximum(v1 + v2 * v3, 0.0))
-    weight = jnp.where(p.active, 1.0 / v3, 0.0)
+    weight = jnp.where(hears, 1.0 / v3, 0.0)
     scale = jnp.sum(root * weight)
     # (s root_n - 1) / v3_n, in differences of roots: s root_n is close to 1 where v3 is small.
     others = jnp.sum((root[:, None] - root[None, :]) * weight[None, :], 1)
-    share = jnp.where(p.active & (scale > 0), (root + others) / (v3 * scale), 0.0)
+    share = jnp.where(hears & (scale > 0), (root + others) / (v3 * scale), 0.0)
     s = (1.0 + jnp.sum(weight)) / scale
     low, high = box(p)
     return Allocation(
@@ -79,7 +82,7 @@ def clipped_form(p: Problem, rho_max: jax.Array | float = 1.0) -> Allocation:
     Devices prune what they need at these shares, up to rho_max, and may be late; a device without
     a share never gets done with what it must send.
     """
-    floor = 1.0 - jnp.asarray(rho_max, p.air.dtype)
+    floor = floor_of(p, rho_max)
     share = jnp.clip(closed_form(p).share, 0.0, 1.0)
     share = _to_one(share)
     return _given(p, share, jnp.clip(kept(p, share), floor, 1.0), floor)

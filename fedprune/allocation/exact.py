@@ -21,7 +21,15 @@ a fractional knapsack) is no special case: a device's two breakpoints coincide, 
 tells them apart.
 
 An error in s only moves band between devices of nearly the same price, which changes the objective
-in second order.
+in second order. What remains is what rounded numbers leave open in any solver. The slope of the
+mean of rho in the logarithm of T_th is
+
+    S = lambda / N  sum_n b_n T_th / (seconds in which n sends)
+
+and in float32, eps = 1.2e-7, the mean of rho is within 8 eps (1 + S) of the optimum. At a T_th 10 %
+above the least one that is some 1e-7; in nearly infeasible problems, where lambda is large and
+sending has a small part of T_th, errors of 3.5e-4 were seen with 25 devices, and of 1e-3 where
+their links differ by 150 dB. There is x64 for who needs more.
 """
 
 from __future__ import annotations
@@ -32,8 +40,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedprune import tree
-from fedprune.allocation.problem import Allocation, Problem, after, box, kept, terms
+from fedprune import check, tree
+from fedprune.allocation.problem import Allocation, Problem, after, box, floor_of, kept, terms
 
 _HALVINGS = 64
 """more than a float64 has bits"""
@@ -48,9 +56,10 @@ def optimal(p: Problem, rho_max: jax.Array | float = 1.0) -> Allocation:
 
     Returns:
       The optimum. If there is none, ``feasible`` is False and every device prunes rho_max, with
-      the band divided such that the slowest one is as fast as can be: it then takes ``least``.
+      the band divided such that the slowest one is as fast as can be: it then takes ``least``. A
+      device of rate 0 that has to send something makes that inf; the others share the band.
     """
-    floor = 1.0 - jnp.asarray(rho_max, p.air.dtype)
+    floor = floor_of(p, rho_max)
     low, high = box(p, rho_max)
     feasible = jnp.sum(low) <= 1.0  # shares are not negative, so this bounds each of them too
     possible = jnp.where(feasible, low, 0.0)
@@ -72,7 +81,7 @@ def least_threshold(p: Problem, rho_max: jax.Array | float = 1.0) -> jax.Array:
     The root of sum_n A_n / (T - t_n) = 1, with A_n the seconds of sending over the whole band and
     t_n those before it, at rho_max.
     """
-    return _min_max(p, 1.0 - jnp.asarray(rho_max, p.air.dtype))[0]
+    return _min_max(p, floor_of(p, rho_max))[0]
 
 
 def by_edge(
@@ -91,7 +100,12 @@ def by_edge(
 
     Returns:
       share and keep [N], the other fields [K].
+
+    Raises:
+      ValueError: servers outside 0..edges-1.
     """
+    check.whole("edges", edges, 1)
+    check.wholes("edge", edge, 0, edges - 1)
 
     def of(k: jax.Array) -> Allocation:
         return allocate(p._replace(active=p.active & (edge == k)))
@@ -101,10 +115,14 @@ def by_edge(
 
 
 def _min_max(p: Problem, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The least time of the slowest device with x = keep, [], and the shares [N] that reach it."""
+    """The least time of the slowest device with x = keep, [], and the shares [N] that reach it.
+
+    inf if a device never gets done, whatever its share; the shares are then those of the others.
+    """
     late, air = after(p, keep)
-    air = jnp.where(p.active, air, 0.0)
-    start = jnp.max(jnp.where(p.active, late, 0.0))
+    ends = p.active & jnp.isfinite(air)
+    air = jnp.where(ends, air, 0.0)
+    start = jnp.max(jnp.where(ends, late, 0.0))
 
     def shares(extra: jax.Array) -> jax.Array:
         wait = extra + (start - late)  # no difference of T and t_n: they may agree in all digits
@@ -117,9 +135,9 @@ def _min_max(p: Problem, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jnp.where(fits, short, middle), jnp.where(fits, middle, enough)
 
     total = jnp.sum(air)
-    ends = tree.match((jnp.zeros_like(total), total, late, keep))[:2]
-    extra = lax.fori_loop(0, _HALVINGS, halve, ends)[1]
-    return start + extra, shares(extra)
+    limits = tree.match((jnp.zeros_like(total), total, late, keep))[:2]
+    extra = lax.fori_loop(0, _HALVINGS, halve, limits)[1]
+    return jnp.where(jnp.all(ends | ~p.active), start + extra, jnp.inf), shares(extra)
 
 
 def _fill(p: Problem, low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -32,6 +32,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedprune import check
 from fedprune.resources import Work
 
 FORMS = ("derived", "printed")
@@ -99,6 +100,10 @@ def problem(
     """
     if form not in FORMS:
         raise ValueError(f"form={form!r}: must be one of {', '.join(FORMS)}")
+    check.numbers("prunable_bits", work.prunable_bits, above=0)
+    check.numbers("frequency", frequency, above=0)
+    check.numbers("rate", rate, 0)
+    check.number("threshold", threshold, above=0)
     cycles = work.fixed_cycles + (work.warm_cycles if form == "derived" else 0.0)
 
     def each(value) -> jax.Array:
@@ -131,7 +136,7 @@ def box(p: Problem, rho_max: jax.Array | float = 1.0) -> tuple[jax.Array, jax.Ar
     Less than the first is infeasible (it is inf where computing alone takes too long), more than
     the second is of no use. Both 0 for devices that are not active.
     """
-    least = 1.0 - jnp.asarray(rho_max, p.air.dtype)
+    least = floor_of(p, rho_max)
     late, air = after(p, least)
     slack = p.threshold - late
     low = jnp.where(slack > 0, air / jnp.where(slack > 0, slack, 1.0), jnp.inf)
@@ -140,6 +145,12 @@ def box(p: Problem, rho_max: jax.Array | float = 1.0) -> tuple[jax.Array, jax.Ar
     high = jnp.where(slack > 0, air / jnp.where(slack > 0, slack, 1.0), 1.0)
     low = jnp.where(p.active, low, 0.0)
     return low, jnp.where(p.active, jnp.maximum(jnp.minimum(high, 1.0), low), 0.0)
+
+
+def floor_of(p: Problem, rho_max: jax.Array | float) -> jax.Array:
+    """The least that a device keeps, 1 - rho_max, [] or [N]; rho_max in (0, 1]."""
+    check.numbers("rho_max", rho_max, above=0, high=1)
+    return 1.0 - jnp.asarray(rho_max, p.air.dtype)
 
 
 def after(p: Problem, keep: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedprune import rng, tree
+from fedprune import check, rng, tree
 from fedprune.types import Key, Mask, Params
 
 
@@ -22,6 +22,7 @@ def from_db(decibel: jax.Array | float) -> jax.Array:
 
 def noise_to_signal(snr_db: jax.Array | float, packing: str) -> jax.Array:
     """Noise variance per real dimension over its power budget, s^2."""
+    check.numbers("snr_db", snr_db, above=-check.INFINITY, infinite=True)
     return from_db(-jnp.asarray(snr_db, jnp.float32)) / (1.0 if packing == "complex" else 2.0)
 
 

@@ -25,8 +25,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from fedprune import rng
+from fedprune import check, rng
 from fedprune.types import Key
 
 
@@ -106,10 +107,10 @@ def block_fading(
     Raises:
       ValueError: no antenna, or not 0 < nearest <= farthest.
     """
-    if antennas < 1:
-        raise ValueError(f"antennas={antennas} must be at least 1")
-    if annulus is not None and not 0 < annulus[0] <= annulus[1]:
-        raise ValueError(f"annulus={annulus} must satisfy 0 < nearest <= farthest")
+    check.whole("antennas", antennas, 1)
+    check.number("rician", rician, 0)
+    check.number("csi_error", csi_error, 0)
+    _annulus(annulus)
 
     def of_client(root: Key, t: jax.Array, k: jax.Array):
         scattered = _complex_normal(rng.stream(root, "fading", t, k), (antennas,))
@@ -147,6 +148,7 @@ def orthogonal_gains(
     Returns:
       [S] float32.
     """
+    check.whole("antennas", antennas, 1)
 
     def small(k: jax.Array) -> jax.Array:
         u = _complex_normal(rng.stream(root, "fading", t, k), (antennas,))
@@ -157,11 +159,13 @@ def orthogonal_gains(
 
 def places(root: Key, ids: jax.Array, annulus: tuple[float, float]) -> jax.Array:
     """Distances of clients in metres, [S], as ``block_fading`` draws them: once a run."""
+    _annulus(annulus)
     return jax.vmap(lambda k: _place(root, k, annulus))(ids)
 
 
 def path_gain(distance: jax.Array) -> jax.Array:
     """10^(-PL/10) with PL = 128.1 + 37.6 log10(d / km) dB, for distances in metres."""
+    check.numbers("distance", distance, above=0)
     loss_db = 128.1 + 37.6 * jnp.log10(distance / 1000.0)
     return 10.0 ** (-loss_db / 10.0)
 
@@ -174,7 +178,17 @@ def budget_db(power: float, bandwidth: float, noise_density_dbm: float = -174.0)
       bandwidth: B in Hz.
       noise_density_dbm: N0 in dBm per Hz.
     """
+    check.number("power", power, above=0)
+    check.number("bandwidth", bandwidth, above=0)
+    check.number("noise_density_dbm", noise_density_dbm)
     return 10 * log10(power) + 30 - noise_density_dbm - 10 * log10(bandwidth)
+
+
+def _annulus(annulus: tuple[float, float] | None) -> None:
+    if annulus is not None:
+        check.numbers("annulus", annulus, above=0)
+        if np.shape(annulus) != (2,) or annulus[0] > annulus[1]:
+            raise ValueError(f"annulus={annulus} must satisfy 0 < nearest <= farthest")
 
 
 def _place(root: Key, k: jax.Array, annulus: tuple[float, float]) -> jax.Array:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from fedprune import check
 from fedprune.channel import packing as packed
 from fedprune.channel.awgn import from_db
 from fedprune.channel.fading import Gains
@@ -43,6 +44,7 @@ def real_power(packing: str) -> float:
 
 def real_noise(snr_db: jax.Array | float) -> jax.Array:
     """sigma_real^2, the noise variance of a real dimension before the equaliser, []."""
+    check.numbers("snr_db", snr_db, above=-check.INFINITY, infinite=True)
     return 0.5 * from_db(-jnp.asarray(snr_db, jnp.float32))
 
 
@@ -58,6 +60,7 @@ def slow_rayleigh(key: Key, csi_error: jax.Array | float = 0.0) -> Gains:
     Args:
       csi_error: sigma_e^2, variance of the estimate's error.
     """
+    check.number("csi_error", csi_error, 0)
     parts = jax.random.normal(key, (2, 2)) * jnp.sqrt(0.5)
     true, error = jax.lax.complex(parts[0], parts[1])
     if isinstance(csi_error, int | float) and csi_error == 0:
@@ -126,5 +129,7 @@ def weight_deviation(
       repeats: [L] r_i.
       gain: |h|.
     """
+    check.numbers("repeats", repeats, 1)
+    check.numbers("gain", gain, above=0)
     amplitude = jax.lax.stop_gradient(amplitude)
     return jnp.sqrt(real_noise(snr_db)) / (gain * amplitude * jnp.sqrt(jnp.asarray(repeats, "f4")))

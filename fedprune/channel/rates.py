@@ -21,22 +21,27 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedprune import check
+
 Curve = Callable[[jax.Array], jax.Array]
 """bits -> accuracy, elementwise"""
 
 
 def capacity(snr: jax.Array | float) -> jax.Array:
     """Bits per symbol over AWGN."""
+    check.numbers("snr", snr, 0)
     return jnp.log1p(jnp.asarray(snr, jnp.float32)) / jnp.log(2.0)
 
 
 def outage(rate: jax.Array | float, snr: jax.Array | float) -> jax.Array:
     """Probability that slow Rayleigh fading does not carry ``rate``."""
+    check.numbers("snr", snr, above=0)
     return -jnp.expm1(-_needed(rate) / snr)
 
 
 def ergodic_capacity(snr: jax.Array | float) -> jax.Array:
     """Mean capacity over Rayleigh fading, for S > 0."""
+    check.numbers("snr", snr, above=0)
     x = 1.0 / jnp.asarray(snr, jnp.float32)
     near = jnp.minimum(x, 20.0)
     exact = jnp.exp(near) * jax.scipy.special.exp1(near)
@@ -53,11 +58,13 @@ def step_curve(bits: ArrayLike, accuracies: ArrayLike) -> Curve:
 
     Args:
       bits: [m] increasing sizes.
-      accuracies: [m]
+      accuracies: [m] as shares or in percent
 
     Raises:
-      ValueError: sizes that do not increase, or not as many accuracies.
+      ValueError: sizes that do not increase, or not as many accuracies; accuracies that are none.
     """
+    check.numbers("bits", bits, 0)
+    check.numbers("accuracies", accuracies, 0, 100)
     sizes, levels = np.asarray(bits, np.float32), np.asarray(accuracies, np.float32)
     if sizes.ndim != 1 or sizes.shape != levels.shape or not (np.diff(sizes) > 0).all():
         raise ValueError("bits must increase, with one accuracy for each")
@@ -69,6 +76,8 @@ def fixed_rate(
     rate: jax.Array | float, snr: jax.Array | float, symbols: jax.Array | float, curve: Curve
 ) -> jax.Array:
     """Mean accuracy over slow Rayleigh fading at a fixed rate R, with b = ``symbols``."""
+    check.numbers("snr", snr, above=0)
+    check.numbers("symbols", symbols, 0)
     rate = jnp.asarray(rate, jnp.float32)
     return jnp.exp(-_needed(rate) / snr) * curve(symbols * rate)
 
@@ -81,6 +90,9 @@ def adaptive_rate(
     By the midpoint rule over the ``points`` quantiles of |h|^2, which holds for steps too: each of
     them is misplaced by at most 1 / (2 points) of probability.
     """
+    check.whole("points", points, 1)
+    check.numbers("snr", snr, 0)
+    check.numbers("symbols", symbols, 0)
     quantiles = (np.arange(points) + 0.5) / points
     gains = jnp.asarray(-np.log1p(-quantiles), jnp.float32)
     return curve(symbols * capacity(gains * snr)).mean()
@@ -88,4 +100,5 @@ def adaptive_rate(
 
 def _needed(rate: jax.Array | float) -> jax.Array:
     """2^R - 1, the SNR that the rate needs."""
+    check.numbers("rate", rate, above=0)
     return jnp.expm1(jnp.asarray(rate, jnp.float32) * jnp.log(2.0))

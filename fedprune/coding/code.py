@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedprune import check
+
 
 class Code(NamedTuple):
     """Maps each weight to ``symbols`` reals and back."""
@@ -43,6 +45,7 @@ def chunked(decode: Callable[[jax.Array], jax.Array], received: jax.Array, chunk
       received: [..., r]
       chunk: largest n.
     """
+    check.whole("chunk", chunk, 1)
     shape, symbols = received.shape[:-1], received.shape[-1]
     rows = received.reshape(-1, symbols)
     count = rows.shape[0]

@@ -28,6 +28,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedprune import check
+
 Product = Callable[[jax.Array], jax.Array]
 """v [d] -> H v [d]"""
 WHICH = ("lm", "la")
@@ -65,6 +67,8 @@ def power_iteration(
       ValueError: an unknown ``which``.
     """
     _check(which)
+    check.number("tolerance", tolerance, 0)
+    check.whole("products", products, 1)
     found, largest = _dominant(product, start, tolerance, products)
     if which == "lm":
         return found
@@ -114,6 +118,7 @@ def lanczos(
       ValueError: an unknown ``which``.
     """
     _check(which)
+    check.whole("products", products, 1)
     size = min(products, start.size)
 
     def step(state: tuple, i: jax.Array) -> tuple:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedprune import check
 from fedprune.coding.code import Code
 from fedprune.coding.repetition import repetition
 from fedprune.coding.spiral import spiral
@@ -40,8 +41,8 @@ def expansion(
     """
     if family not in FAMILIES:
         raise ValueError(f"family={family!r} is not one of {FAMILIES}")
-    if largest < 1:
-        raise ValueError(f"largest={largest} must be at least 1")
+    check.whole("largest", largest, 1)
+    check.whole("times", times, 1, largest)
     if family == "repetition":
         codes = [repetition(n, decoder or "ls") for n in range(1, largest + 1)]
         which = jnp.asarray(times, jnp.int32) - 1

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedprune import check
 from fedprune.coding.code import Code
 
 
@@ -58,6 +59,12 @@ def amplitudes(
       power: P_real.
       sensitivity: [L] s_i > 0, for the allocation that weighs errors by it; None: one alpha.
     """
+    check.numbers("energy", energy, 0)
+    check.numbers("sizes", sizes, 0)
+    check.numbers("repeats", repeats, 1)
+    check.number("power", power, 0)
+    if sensitivity is not None:
+        check.numbers("sensitivity", sensitivity, above=0)
     energy = jnp.asarray(energy, jnp.float32)
     sizes, repeats = jnp.asarray(sizes, jnp.float32), jnp.asarray(repeats, jnp.float32)
     shape = jnp.ones_like(energy)

@@ -14,6 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedprune import check
+
 GROWTHS = ("add", "double")
 
 
@@ -40,13 +42,16 @@ def expansions(
     """
     if growth not in GROWTHS:
         raise ValueError(f"growth={growth!r} is not one of {GROWTHS}")
+    check.whole("budget", budget, 1)
+    if largest is not None:
+        check.whole("largest", largest, 1)
+    check.numbers("sensitivity", sensitivity, 0)
+    check.numbers("energy", energy, 0)
+    check.wholes("sizes", sizes, 1)
     s, e = np.asarray(sensitivity, np.float64), np.asarray(energy, np.float64)
     d = np.asarray(sizes, np.int64)
     if not (s.shape == e.shape == d.shape and s.ndim == 1):
         raise ValueError(f"shapes {s.shape}, {e.shape}, {d.shape} must be equal and of one axis")
-    for name, values, low in (("sensitivity", s, 0), ("energy", e, 0), ("sizes", d, 1)):
-        if not (np.isfinite(values) & (values >= low)).all():
-            raise ValueError(f"{name}: every value must be finite and at least {low}")
     used = int(d.sum())
     if used > budget:
         raise ValueError(f"budget={budget} symbols for {used} weights")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from fedprune import check
 from fedprune.coding.code import Code
 
 DECODERS = ("ls", "mmse")
@@ -28,8 +29,7 @@ def repetition(times: int, decoder: str = "ls") -> Code:
     Raises:
       ValueError: no symbol, or an unknown decoder.
     """
-    if times < 1:
-        raise ValueError(f"times={times} must be at least 1")
+    check.whole("times", times, 1)
     if decoder not in DECODERS:
         raise ValueError(f"decoder={decoder!r} is not one of {DECODERS}")
 
@@ -45,6 +45,14 @@ def repetition(times: int, decoder: str = "ls") -> Code:
 def repetition_error(
     variance: jax.Array | float, times: jax.Array | int, decoder: str = "ls"
 ) -> jax.Array:
-    """Mean squared error of a decoded weight of unit mean square."""
+    """Mean squared error of a decoded weight of unit mean square.
+
+    Raises:
+      ValueError: no symbol, a negative variance, or an unknown decoder.
+    """
+    check.numbers("variance", variance, 0)
+    check.wholes("times", times, 1)
+    if decoder not in DECODERS:
+        raise ValueError(f"decoder={decoder!r} is not one of {DECODERS}")
     variance = jnp.asarray(variance, jnp.float32)
     return variance / (times + (variance if decoder == "mmse" else 0.0))

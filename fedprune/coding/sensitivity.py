@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedprune import rng
+from fedprune import check, rng
 from fedprune.coding import eigen
 from fedprune.types import Key, Params
 
@@ -47,6 +47,8 @@ def loss_sensitivity(
     Returns:
       s_i [] for each layer, a pytree like ``params``.
     """
+    check.function("losses", losses)
+    check.whole("draws", draws, 1)
     leaves, treedef = jax.tree.flatten(params)
     clean = losses(params)
 
@@ -92,6 +94,7 @@ def hessian_sensitivity(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not one of {METHODS}")
+    check.function("loss", loss)
     leaves, treedef = jax.tree.flatten(params)
 
     def of_layer(i: int) -> eigen.Eigenvalue:

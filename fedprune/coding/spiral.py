@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedprune import tree
+from fedprune import check, tree
 from fedprune.coding.code import Code, chunked
 
 DECODERS = ("ml", "mmse")
@@ -74,8 +74,11 @@ def spiral(
     Raises:
       ValueError: no level, or an unknown decoder.
     """
-    if levels < 1:
-        raise ValueError(f"levels={levels} must be at least 1")
+    check.number("gamma", gamma, above=0)
+    check.whole("levels", levels, 1)
+    check.number("limit", limit, above=0, infinite=True)
+    check.whole("points", points, 2)
+    check.function("log_prior", log_prior)
     if decoder not in DECODERS:
         raise ValueError(f"decoder={decoder!r} is not one of {DECODERS}")
     symbols = 2**levels
@@ -114,6 +117,8 @@ def nearest_on_spiral(
     points: jax.Array, gamma: jax.Array | float, limit: jax.Array | float = float("inf")
 ) -> jax.Array:
     """The signed w, |w| <= limit, with theta(w) nearest to each point: [..., 2] -> [...]."""
+    check.numbers("gamma", gamma, above=0)
+    check.numbers("limit", limit, above=0, infinite=True)
     gamma, limit = jnp.asarray(gamma, jnp.float32), jnp.asarray(limit, jnp.float32)
     x, y = points[..., 0], points[..., 1]
     r, phi = jnp.hypot(x, y), jnp.arctan2(y, x)
@@ -159,6 +164,7 @@ def best_gamma(snr_db: jax.Array | float) -> jax.Array:
     Towards low SNR it goes to 0, where a spiral is a straight line that sends all its energy in one
     symbol, as good as repetition; below 0 and above 35 dB it stays.
     """
+    check.numbers("snr_db", snr_db)
     known = jnp.log(jnp.asarray(BEST_GAMMA, jnp.float32))
     at = 5.0 * jnp.arange(len(BEST_GAMMA), dtype=jnp.float32)
     return jnp.exp(jnp.interp(jnp.asarray(snr_db, jnp.float32), at, known))
@@ -170,6 +176,8 @@ def spiral_error(variance: jax.Array | float, gamma: jax.Array | float) -> jax.A
     (v / 2) sqrt(pi / 2) / g exp(1 / (2 g^2)) erfc(1 / (g sqrt(2))). Jumps between arms, which it
     leaves out, dominate below roughly 5, 10 and 16 dB of SNR for gamma of 1, 2 and 4.
     """
+    check.numbers("variance", variance, 0)
+    check.numbers("gamma", gamma, above=0)
     inverse = 1.0 / jnp.asarray(gamma, jnp.float32)
     tail = jnp.exp(0.5 * inverse * inverse + jax.scipy.special.log_ndtr(-inverse))
     return variance * jnp.sqrt(jnp.pi / 2) * inverse * tail

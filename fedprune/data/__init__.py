@@ -4,6 +4,7 @@ from fedprune.data.clients import Federation as Federation
 from fedprune.data.clients import federate as federate
 from fedprune.data.dataset import DataError as DataError
 from fedprune.data.dataset import Dataset as Dataset
+from fedprune.data.dataset import checked as checked
 from fedprune.data.dataset import first as first
 from fedprune.data.partition import Partition as Partition
 from fedprune.data.partition import by_group as by_group

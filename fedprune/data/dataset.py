@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax
 import numpy as np
+
+from fedprune import check
+
+LARGEST = 2.0**63
+"""magnitude of the examples' numbers: the square of a difference of two is finite in float32"""
+_PART = 1 << 18
+"""numbers that are looked at together, in float64 2 MiB"""
 
 
 class Dataset(NamedTuple):
@@ -14,9 +24,9 @@ class Dataset(NamedTuple):
     source: str
     """where it was found"""
     x_train: np.ndarray
-    """[n, height, width, channels] uint8, or [n, samples, channels] float32"""
+    """[n, height, width, channels] uint8, or [n, samples, channels] float32; finite numbers"""
     y_train: np.ndarray
-    """[n] uint8 classes"""
+    """[n] integers, the classes: 0 to classes - 1"""
     x_test: np.ndarray
     y_test: np.ndarray
     classes: int
@@ -28,18 +38,86 @@ class Dataset(NamedTuple):
 
 
 class DataError(Exception):
-    """A dataset that is missing or damaged; the message is one line and names the file."""
+    """A dataset that is missing, damaged or impossible; the message is one line and names it."""
 
 
 def first(dataset: Dataset, n: int) -> Dataset:
     """The dataset with its first n training examples only.
 
     Raises:
-      DataError: fewer are there.
+      TypeError: n is no whole number.
+      DataError: n is below 1, or fewer are there.
     """
-    if n > len(dataset.y_train):
-        raise DataError(f"data.examples={n}: {dataset.name} has {len(dataset.y_train)}")
+    check.whole("data.examples", n)
+    there = len(dataset.y_train)
+    if not 1 <= n <= there:
+        raise DataError(f"data.examples={n}: {dataset.name} has {there}; 1 to {there} can be taken")
     groups = None if dataset.group_train is None else dataset.group_train[:n]
     return dataset._replace(
         x_train=dataset.x_train[:n], y_train=dataset.y_train[:n], group_train=groups
     )
+
+
+def checked(dataset: Dataset) -> Dataset:
+    """The dataset, if its arrays can be trained and tested on.
+
+    Raises:
+      DataError: no training examples; examples and labels that differ in number; labels that are
+        not integers [n] in 0..classes-1; examples that are not numbers, are not finite or exceed
+        ``LARGEST``; integers that JAX would wrap; test examples of another shape. The message names
+        the array and the first index.
+    """
+    if dataset.classes < 1:
+        raise DataError(f"{dataset.name}: classes={dataset.classes} must be at least 1")
+    for part in ("train", "test"):
+        x, y = (np.asarray(getattr(dataset, f"{v}_{part}")) for v in "xy")
+        _check_labels(f"{dataset.name}: y_{part}", y, dataset.classes)
+        if x.ndim < 2:
+            raise DataError(f"{dataset.name}: x_{part} {x.shape} is not [n, ..., channels]")
+        if len(x) != len(y):
+            raise DataError(f"{dataset.name}: {len(x)} x_{part} but {len(y)} y_{part}")
+        _check_numbers(f"{dataset.name}: x_{part}", x)
+    shapes = np.shape(dataset.x_train), np.shape(dataset.x_test)
+    if shapes[0][1:] != shapes[1][1:]:
+        raise DataError(f"{dataset.name}: x_test {shapes[1]} is not shaped as x_train {shapes[0]}")
+    if 0 in shapes[0]:
+        raise DataError(f"{dataset.name}: x_train {shapes[0]} is empty")
+    return dataset
+
+
+def parts(x: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(index of the first, some examples [m, ...] of x), so few that a copy takes little memory."""
+    step = max(1, _PART // max(1, math.prod(x.shape[1:])))
+    for first_of in range(0, len(x), step):
+        yield first_of, x[first_of : first_of + step]
+
+
+def _check_labels(name: str, y: np.ndarray, classes: int) -> None:
+    if y.ndim != 1:
+        raise DataError(f"{name} has shape {y.shape}, but labels are [n]")
+    if not np.issubdtype(y.dtype, np.integer):
+        raise DataError(f"{name} is {y.dtype}, but labels are integers")
+    wrong = np.flatnonzero((y < 0) | (y >= classes))
+    if len(wrong):
+        at = wrong[0]
+        raise DataError(
+            f"{name}[{at}] is {y[at]}, but the {classes} classes are 0 to {classes - 1}"
+        )
+
+
+def _check_numbers(name: str, x: np.ndarray) -> None:
+    if not (np.issubdtype(x.dtype, np.integer) or np.issubdtype(x.dtype, np.floating)):
+        raise DataError(f"{name} is {x.dtype}, but examples are integers or floats")
+    low, high = -LARGEST, LARGEST
+    if np.issubdtype(x.dtype, np.integer):
+        kept = np.iinfo(jax.dtypes.canonicalize_dtype(x.dtype))
+        low, high = kept.min, kept.max
+        if np.iinfo(x.dtype).min >= low and np.iinfo(x.dtype).max <= high:
+            return
+    for start, part in parts(x):
+        wrong = np.argwhere(~((part >= low) & (part <= high)))  # a NaN too
+        if len(wrong):
+            at = tuple(wrong[0])
+            where = ", ".join(str(i) for i in (start + at[0], *at[1:]))
+            value = f"is {part[at]:g}" if np.issubdtype(x.dtype, np.floating) else f"is {part[at]}"
+            raise DataError(f"{name}[{where}] {value}, not a number from {low:g} to {high:g}")

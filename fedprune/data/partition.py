@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedprune import check
+
 
 class Partition(NamedTuple):
-    """Example indices of every client; each example belongs to exactly one."""
+    """Example indices of every client. The partitioners here give each example to exactly one."""
 
     train: list[np.ndarray]
     """K arrays of sorted indices into the training examples"""
@@ -33,6 +35,7 @@ def iid(clients: int) -> Partitioner:
     Raises:
       ValueError: more clients than training examples, or fewer than one.
     """
+    check.whole("clients", clients, 1)
 
     def split(y_train: np.ndarray, y_test: np.ndarray, seed: int) -> Partition:
         _check(clients, y_train)
@@ -57,8 +60,8 @@ def dirichlet(clients: int, alpha: float) -> Partitioner:
     Raises:
       ValueError: alpha not positive, more clients than training examples, or fewer than one.
     """
-    if not alpha > 0:
-        raise ValueError(f"alpha={alpha} must be above 0")
+    check.whole("clients", clients, 1)
+    check.number("alpha", alpha, above=0)
 
     def split(y_train: np.ndarray, y_test: np.ndarray, seed: int) -> Partition:
         _check(clients, y_train)
@@ -93,6 +96,8 @@ def label_k(clients: int, k: int) -> Partitioner:
       ValueError: k not between 1 and C; clients · k below C, so that a class would have no holder;
         or too few training examples.
     """
+    check.whole("clients", clients, 1)
+    check.whole("classes_per_client", k, 1)
 
     def split(y_train: np.ndarray, y_test: np.ndarray, seed: int) -> Partition:
         _check(clients, y_train)
@@ -129,6 +134,8 @@ def shards(clients: int, per_client: int) -> Partitioner:
     Raises:
       ValueError: per_client below one, more shards than training examples, or clients out of range.
     """
+    check.whole("clients", clients, 1)
+    check.whole("shards_per_client", per_client, 1)
 
     def split(y_train: np.ndarray, y_test: np.ndarray, seed: int) -> Partition:
         _check(clients, y_train)
@@ -173,6 +180,8 @@ def by_group(
       ValueError: clients is not such a multiple or too large for the smallest group, a test group
         without training examples, or numbers of groups and of labels that differ.
     """
+    if clients is not None:
+        check.whole("clients", clients, 1)
     groups, size = np.unique(group_train, return_counts=True)
     unknown = np.setdiff1d(group_test, groups)
     if len(unknown):

@@ -29,9 +29,11 @@ from pathlib import Path
 
 import numpy as np
 
+from fedprune import paths
 from fedprune.data import bearing, cifar, prepared, tiny_imagenet
 from fedprune.data.dataset import DataError as DataError
 from fedprune.data.dataset import Dataset as Dataset
+from fedprune.data.dataset import checked
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +73,12 @@ def load(
     Raises:
       DataError: unknown name, nothing found (with how to get it), a failed download, or a damaged
         file.
+      PathError: ``data_dir`` is no path of this machine.
     """
     if name not in NAMES:
         raise DataError(f"data.name={name!r} is not one of {', '.join(NAMES)}")
-    root = data_dir or os.environ.get("FEDPRUNE_DATA")
+    given = {"data.dir": data_dir, "$FEDPRUNE_DATA": os.environ.get("FEDPRUNE_DATA")}
+    root = next((paths.local(where, place) for where, place in given.items() if place), None)
     for source, read in _candidates(name, root):
         log.info("%s: reading %s", name, source)
         return _checked(name, str(source), read())
@@ -129,7 +133,7 @@ def _checked(name: str, source: str, arrays: dict[str, np.ndarray]) -> Dataset:
             raise DataError(f"{source}: {len(x)} {part} images but {len(y)} {part} labels")
         if x.ndim == 3 and name != "bearing":
             arrays[f"x_{part}"] = x[..., None]
-    return Dataset(name, source, **arrays, classes=int(arrays["y_train"].max()) + 1)
+    return checked(Dataset(name, source, **arrays, classes=int(arrays["y_train"].max()) + 1))
 
 
 # Embedded -----

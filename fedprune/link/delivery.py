@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fedprune import bill as bills
-from fedprune import channel, coding, rng, tree
+from fedprune import channel, check, coding, rng, tree
 from fedprune.types import (
     Air,
     Arrival,
@@ -94,8 +94,16 @@ def analog(
     """
     if fading not in FADINGS:
         raise ValueError(f"fading={fading!r} is not one of {FADINGS}")
+    check.number("snr_db", snr_db, above=-check.INFINITY, infinite=True)
+    check.number("csi_error", csi_error, 0)
+    check.number("power", power, 0)
+    check.number("bandwidth", bandwidth, above=0)
     coded = Protection() if protection is None else protection
     budget = channel.real_power(packing)
+    check.whole("largest", coded.largest, 1)
+    check.wholes("repeats", coded.repeats, 1, coded.largest)
+    if coded.gamma is not None:
+        check.number("gamma", coded.gamma, above=0)
     coding.expansion(coded.family, 1, coded.largest, 1.0, coded.decoder)
 
     def send(key: Key, params: Params, mask: Mask) -> Params:
@@ -107,7 +115,7 @@ def analog(
         else:
             gains = channel.slow_rayleigh(rng.stream(key, "gain"), csi_error)
         noise = rng.stream(key, "noise")
-        sent = None if mask is None else coding.sent(_kernels(mask), codes)
+        sent = None if mask is None else coding.sent(tree.kernel_leaves(mask), codes)
         received = channel.transmit(noise, symbols, snr_db, packing, gains, sent)
         shapes = [w.shape for w in layers.weights]
         variance = channel.noise_after(snr_db, gains)
@@ -156,6 +164,9 @@ def injection(
     Raises:
       ValueError: an unknown packing or fading.
     """
+    check.function("snr_db", snr_db)
+    check.wholes("repeats", repeats, 1)
+    check.number("gain_floor", gain_floor, above=0)
     channel.real_power(packing)
     if fading not in FADINGS:
         raise ValueError(f"fading={fading!r} is not one of {FADINGS}")
@@ -188,6 +199,7 @@ def one_by_one(link: Downlink) -> Uplink:
     Args:
       link: from one sender to one receiver, such as ``analog``.
     """
+    check.kind("link", link, Downlink)
 
     def prepare(cohort: Cohort) -> Air:
         everybody = jnp.ones(cohort.ids.shape, bool)
@@ -227,15 +239,11 @@ def deviations(
 def layer_names(params: Params) -> list[str]:
     """Paths of the leaves that are sent as symbols, in the order of the layers."""
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    return [tree.path_name(path) for path, leaf in flat if leaf.ndim >= 2]
-
-
-def _kernels(values: PyTree) -> list[jax.Array]:
-    return [leaf for leaf in jax.tree.leaves(values) if leaf.ndim >= 2]
+    return [name for path, leaf in flat if tree.is_kernel(name := tree.path_name(path), leaf)]
 
 
 def _weights(params: Params, mask: Mask) -> list[jax.Array]:
-    return _kernels(tree.apply_mask(mask, params))
+    return tree.kernel_leaves(tree.apply_mask(mask, params))
 
 
 def _mask_reals(mask: Mask) -> jax.Array:
@@ -243,7 +251,7 @@ def _mask_reals(mask: Mask) -> jax.Array:
     anything is pruned, [] int32."""
     if mask is None:
         return jnp.int32(0)
-    bits = [jnp.where(m.all(), 0, m.size) for m in _kernels(mask)]
+    bits = [jnp.where(m.all(), 0, m.size) for m in tree.kernel_leaves(mask)]
     return (jnp.stack(bits).sum() + 31) // 32
 
 
@@ -252,7 +260,7 @@ def _layers(params: Params, mask: Mask, repeats: jax.Array | int, power: float) 
     if mask is None:
         sizes = jnp.asarray([w.size for w in weights], jnp.float32)
     else:
-        sizes = jnp.stack([jnp.sum(m, dtype=jnp.float32) for m in _kernels(mask)])
+        sizes = jnp.stack([jnp.sum(m, dtype=jnp.float32) for m in tree.kernel_leaves(mask)])
     times = jnp.broadcast_to(jnp.asarray(repeats, jnp.int32), (len(weights),))
     energy = jnp.stack([jnp.square(w).sum() for w in weights])
     amplitude = coding.amplitudes(energy, sizes, times, power)
@@ -278,4 +286,4 @@ def _codes(layers: _Layers, coded: Protection, snr_db: jax.Array | float) -> lis
 def _replaced(params: Params, layers: list[jax.Array]) -> PyTree:
     """``params`` with other kernels."""
     new = iter(layers)
-    return jax.tree.map(lambda leaf: next(new) if leaf.ndim >= 2 else leaf, params)
+    return jax.tree.map(lambda leaf, k: next(new) if k else leaf, params, tree.kernels(params))

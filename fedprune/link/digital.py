@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedprune import bill, channel, rng, tree
+from fedprune import bill, channel, check, rng, tree
 from fedprune.types import (
     Air,
     Arrival,
@@ -84,8 +84,13 @@ def orthogonal(
 
     Source: Shannon capacity of a block-fading channel, as in P2 (10) for one whole band.
     """
-    if not 2 <= value_bits <= 32:
-        raise ValueError(f"value_bits={value_bits} is not between 2 and 32")
+    check.number("snr_db", snr_db)
+    if rate is not None:
+        check.number("rate", rate, above=0)
+    check.whole("value_bits", value_bits, 2, 32)
+    check.number("threshold", threshold, 0)
+    check.number("power", power, 0)
+    check.number("bandwidth", bandwidth, above=0)
     if bitstream not in BITSTREAMS:
         raise ValueError(f"bitstream={bitstream!r} is not one of {BITSTREAMS}")
     if bitstream == "entropy" and value_bits > 12:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedprune import bill, rng, tree
+from fedprune import bill, check, rng, tree
 from fedprune.types import (
     Air,
     Arrival,
@@ -63,8 +63,19 @@ def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
       least: smallest share of the cohort's weight, above 0: the minimum-holder rule. 0.5 / S asks
         for half a client of mean weight, the midpoint between none and one.
 
+    Raises:
+      ValueError: uplinks for different numbers of clients.
+
     Source: P2 (12); counting over the air is our extension of P0's superposition.
     """
+    for name, link in (("values", values), ("masks", masks)):
+        check.kind(name, link, Uplink)
+    check.number("least", least, above=0)
+    known = {link.clients for link in (values, masks) if link.clients is not None}
+    if len(known) > 1:
+        raise ValueError(
+            f"values is for {values.clients} clients, but masks for {masks.clients}: must be equal"
+        )
 
     links = (values, masks)
     names = ("values", "masks")
@@ -158,5 +169,6 @@ def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
         of_both("init"),
         of_both("remember"),
         None if values.survey is None else survey,
-        masks=values.masks,
+        values.masks,
+        max(known, default=None),
     )

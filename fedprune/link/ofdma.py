@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedprune import allocation, bill, resources
+from fedprune import allocation, bill, check, resources
 from fedprune.allocation import Allocation, Problem
 from fedprune.link.uplink import ideal
 from fedprune.types import Air, Arrival, Cohort, Cost, Key, Received, Uplink
@@ -60,12 +60,13 @@ def ofdma(
     mean over the holders of each weight, P2 (12).
 
     Args:
-      work: of each device and round (``resources.hierarchical`` or ``personalized``).
+      work: of each device and round (``resources.hierarchical`` or ``personalized``), its fields []
+        or [K].
       gains: (root key, round, ids [S]) -> power gains [S].
       threshold: T_th in s.
-      frequency: f in Hz, [].
-      power: p in W.
-      noise: sigma^2 over the whole band, in W.
+      frequency: f in Hz, [] or [K].
+      power: p in W, [] or [K].
+      noise: sigma^2 over the whole band, in W, [] or [K].
       bandwidth: B of every server in Hz.
       edge: [K] int32, the server of each client; None: one for all.
       edges: servers.
@@ -77,7 +78,8 @@ def ofdma(
         is with that of the whole band, so devices are in time and have some left.
 
     Raises:
-      ValueError: an unknown scheme or form.
+      ValueError: an unknown scheme or form; arguments for different numbers of clients, or servers
+        outside 0..edges-1.
 
     Returns:
       An uplink whose ``Cost.seconds`` is the slowest device's time and whose energy is the sum.
@@ -91,24 +93,46 @@ def ofdma(
     if scheme == "unpruned":
         work = work._replace(warm_cycles=0.0)  # no masks, so no steps to find them
 
+    check.function("gains", gains)
+    check.number("threshold", threshold, above=0)
+    check.numbers("frequency", frequency, above=0)
+    check.numbers("power", power, 0)
+    check.numbers("noise", noise, above=0)
+    check.number("bandwidth", bandwidth, above=0)
+    check.whole("edges", edges, 1)
+    check.number("rho_max", rho_max, above=0, high=1)
     exact = ideal()
+    by_client = (work, frequency, power, noise, edge)
+    counts = {v.shape[0] for v in jax.tree.leaves(by_client) if jnp.ndim(v)}
+    if len(counts) > 1:
+        raise ValueError(
+            "work, frequency, power, noise and edge are for"
+            f" {' and '.join(map(str, sorted(counts)))} clients: must be equal"
+        )
+    if edge is not None:
+        check.wholes("edge", edge, 0, edges - 1)
 
     def prepare(cohort: Cohort) -> Air:
         ids = cohort.ids
         # Barriers: what is fused, and so rounded, must not depend on the number of devices, since
         # a last bit can decide how many weights are kept.
         gain = lax.optimization_barrier(gains(cohort.key, cohort.round, ids))
-        rate = resources.full_rate(gain, power, noise, bandwidth)
-        problem = allocation.problem(work, frequency, rate, threshold, form)
-        own = jnp.zeros_like(ids) if edge is None else edge[ids]
+        if gain.shape != ids.shape:
+            raise ValueError(f"gains: {gain.shape} for {ids.shape[0]} clients of a cohort")
+        load, clock, sent, heard, place = jax.tree.map(
+            lambda v: v[ids] if jnp.ndim(v) else v, by_client
+        )
+        rate = resources.full_rate(gain, sent, heard, bandwidth)
+        problem = allocation.problem(load, clock, rate, threshold, form)
+        own = jnp.zeros_like(ids) if edge is None else place
         found = allocation.by_edge(problem, own, edges, lambda p: SCHEMES[scheme](p, rho_max))
         found = lax.optimization_barrier(found)
-        got = resources.rate(found.share, gain, power, noise, bandwidth, scaled)
+        got = resources.rate(found.share, gain, sent, heard, bandwidth, scaled)
         bits_a_use = jnp.where(found.share > 0, got / found.share, rate) / bandwidth
         device = _Device(
-            seconds=resources.seconds(work, found.keep, frequency, got),
-            uses=resources.bits_sent(work, found.keep) / bits_a_use,
-            joules=resources.joules(work, found.keep, frequency, got, power),
+            seconds=resources.seconds(load, found.keep, clock, got),
+            uses=resources.bits_sent(load, found.keep) / bits_a_use,
+            joules=resources.joules(load, found.keep, clock, got, sent),
         )
         everybody = jnp.ones(ids.shape, bool)
         air = Air(everybody, everybody, device, found.ratio, found.share)
@@ -126,4 +150,4 @@ def ofdma(
         )
         return Received(exact.finish(arrival).update, cost)
 
-    return Uplink(prepare, exact.encode, finish)
+    return Uplink(prepare, exact.encode, finish, clients=max(counts, default=None))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedprune import bill, channel, tree
+from fedprune import bill, channel, check, tree
 from fedprune.types import (
     Air,
     Arrival,
@@ -132,6 +132,11 @@ def over_the_air(
         raise ValueError(f"normalisation={normalisation!r} is not one of {NORMALISATIONS}")
     if packing not in channel.PACKINGS:
         raise ValueError(f"packing={packing!r} is not one of {channel.PACKINGS}")
+    check.number("snr_db", snr_db, above=-check.INFINITY, infinite=True)
+    check.number("threshold", threshold, 0)
+    check.number("power", power, 0)
+    check.number("bandwidth", bandwidth, above=0)
+    check.whole("repeats", repeats, 1)
     faded = fading is not None and normalisation != "none"
     draw = fading if fading is not None and faded else channel.none()
 

@@ -17,6 +17,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fedprune import check
+
 Decay = Callable[[jax.Array], jax.Array]
 """round [] int32 -> factor [] float32"""
 
@@ -26,6 +28,8 @@ Count = jax.Array | int
 
 def cosine(rounds: Count, end: Number = 0.0) -> Decay:
     """Half a period of a cosine, from 1 to ``end`` in the last of ``rounds`` rounds."""
+    check.whole("rounds", rounds, 1)
+    check.number("end", end, 0)
 
     def decay(t: jax.Array) -> jax.Array:
         return end + (1.0 - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * _progress(t, rounds)))
@@ -35,11 +39,15 @@ def cosine(rounds: Count, end: Number = 0.0) -> Decay:
 
 def exponential(rounds: Count, end: Number) -> Decay:
     """The same factor in every round, from 1 to ``end`` > 0 in the last of ``rounds`` rounds."""
+    check.whole("rounds", rounds, 1)
+    check.number("end", end, above=0)
     return lambda t: jnp.power(_float(end), _progress(t, rounds))
 
 
 def step(every: Count, factor: Number) -> Decay:
     """Times ``factor`` after each ``every`` rounds."""
+    check.whole("every", every, 1)
+    check.number("factor", factor, 0)
     return lambda t: jnp.power(_float(factor), (t // every).astype(jnp.float32))
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedprune import tree
+from fedprune import check, tree
 from fedprune.types import Model, Params
 
 FORMS = ("printed", "hinton")
@@ -46,6 +46,9 @@ def distillation(
     """
     if form not in FORMS:
         raise ValueError(f"form={form!r} is not one of {FORMS}")
+    check.kind("teacher", teacher, Model)
+    check.number("temperature", temperature, above=0)
+    check.number("weight", weight, 0)
 
     def loss(logits: jax.Array, x: jax.Array) -> jax.Array:
         weights, x = tree.match((params, x))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import optax
 
-from fedprune import tree
-from fedprune.types import Params, PyTree
+from fedprune import check
+from fedprune.tree import kernels
 
 
 def adjusted(
@@ -23,18 +23,16 @@ def adjusted(
 
     Args:
       optimizer: any optax transformation.
-      weight_decay: factor on the weights with two or more dimensions; may be traced. None: none.
+      weight_decay: factor on the kernels (``tree.is_kernel``); may be traced. None: none.
       clip: largest Euclidean norm of the whole gradient; may be traced, inf is no limit. None: no
         clipping.
     """
+    check.kind("optimizer", optimizer, optax.GradientTransformation, optax.MultiSteps)
     before = []
     if clip is not None:
+        check.number("clip", clip, above=0, infinite=True)
         before.append(optax.clip_by_global_norm(clip))
     if weight_decay is not None:
+        check.number("weight_decay", weight_decay, 0)
         before.append(optax.add_decayed_weights(weight_decay, mask=kernels))
     return optax.chain(*before, optimizer) if before else optimizer
-
-
-def kernels(params: Params) -> PyTree:
-    """Which leaves are decayed: True for matrices and filters."""
-    return tree.match_path(lambda path, leaf: leaf.ndim >= 2, params)

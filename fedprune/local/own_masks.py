@@ -7,11 +7,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedprune import rng, tree
+from fedprune import check, rng, tree
 from fedprune.types import Client, Key, LocalUpdate, Mask, Params, PyTree, Trained
 
 Importance = Callable[[Params, Params], PyTree]
-"""(received, warmed up) -> non-negative numbers of the same shapes; the smallest are pruned"""
+"""(received, warmed up) -> numbers of the same shapes; the smallest are pruned"""
 
 
 def magnitude(received: Params, warmed: Params) -> PyTree:
@@ -65,6 +65,10 @@ def own_masks(
     Source: P0 section III with pruning at the devices; P2 Algorithm 1 and (2), (5), (8), which
     leaves ``rewind`` open, P4 (20)-(22), which rewinds.
     """
+    for name, value in (("warm_up", warm_up), ("train", train), ("select", select)):
+        check.function(name, value)
+    check.function("sparsity", sparsity)
+    check.function("importance", importance)
 
     def update(key: Key, t: jax.Array, params: Params, mask: Mask, client: Client) -> Trained:
         first = warm_up(rng.stream(key, "warm_up"), t, params, mask, client)

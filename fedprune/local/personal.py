@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedprune import rng, tree
+from fedprune import check, rng, tree
 from fedprune.types import Client, Key, LocalUpdate, Mask, Model, Params, Personal, PyTree, Trained
 
 Make = Callable[[Model], LocalUpdate]
@@ -43,6 +43,8 @@ def parts(personal: Callable[[str, Any], bool], clients: int) -> Personal:
     Raises (when a model is split):
       ValueError: no weight is personal, or all are.
     """
+    check.function("personal", personal)
+    check.whole("clients", clients, 1)
 
     def split(params: Params) -> tuple[Params, PyTree]:
         chosen = tree.match_path(personal, params)
@@ -56,6 +58,7 @@ def parts(personal: Callable[[str, Any], bool], clients: int) -> Personal:
 
 def copies(clients: int) -> Personal:
     """Every client has a whole model of its own beside the global one (``ditto``, ``tuned``)."""
+    check.whole("clients", clients, 1)
     return Personal(clients, lambda params: (params, params), lambda shared, own: own)
 
 

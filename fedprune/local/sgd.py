@@ -13,13 +13,14 @@ teacher's (``distillation``).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from fedprune import rng, tree
+from fedprune import check, rng, tree
 from fedprune.local.decay import Decay
 from fedprune.local.distillation import Distillation
 from fedprune.types import Client, Key, LocalUpdate, Mask, Model, Params, Reception, Trained
@@ -48,6 +49,10 @@ def sgd(
 ) -> LocalUpdate:
     """Local training for a number of steps, or of epochs; the optimizer starts afresh every round.
 
+    Only its schedules (``optax.sgd(optax.cosine_decay_schedule(...))``) go on: they get the number
+    of the step over all rounds, counted from 0, while momentum, moments and their corrections start
+    from nothing. With ``epochs`` a round counts as many steps as the client with most examples has.
+
     With ``steps``, every batch is drawn uniformly with replacement from the client's examples. With
     ``epochs``, every epoch shuffles them and goes through each exactly once; the last batch is
     smaller where the size does not divide, and a client with fewer examples takes fewer steps.
@@ -57,7 +62,9 @@ def sgd(
 
     Args:
       model: the network.
-      optimizer: an optax transformation; its hyperparameters may be traced.
+      optimizer: an optax transformation; its hyperparameters may be traced. A schedule is what
+        keeps a count and nothing beside it; those of ``optax.contrib`` that count among their
+        moments start afresh with these.
       batch: examples per step.
       steps: steps per round; give this or ``epochs``.
       epochs: passes over the client's examples per round.
@@ -77,13 +84,28 @@ def sgd(
       distillation: added to the loss, see ``local.distillation``.
 
     Raises:
-      ValueError: unless batch and exactly one of steps and epochs are positive.
+      TypeError: a number where a stage or a function belongs, or the other way round.
+      ValueError: unless batch and exactly one of steps and epochs are positive; when it trains, an
+        optimizer with random numbers of its own, which every client and round would draw alike, or,
+        with ``cross_entropy``, a network of fewer outputs than the data have classes.
     """
     if (steps is None) == (epochs is None):
         raise ValueError(f"give one of steps={steps} and epochs={epochs}")
-    if batch < 1 or (steps or epochs or 0) < 1:
-        raise ValueError(f"batch={batch}, steps={steps}, epochs={epochs} must be at least 1")
+    check.kind("model", model, Model)
+    check.kind("optimizer", optimizer, optax.GradientTransformation, optax.MultiSteps)
+    check.whole("batch", batch, 1)
+    if steps is not None:
+        check.whole("steps", steps, 1)
+    if epochs is not None:
+        check.whole("epochs", epochs, 1)
     length = steps or epochs or 0
+    check.function("loss", loss)
+    if prox is not None:
+        check.number("prox", prox, 0)
+    check.whole("microbatch", microbatch, 0)
+    for name, value in (("decay", decay), ("reception", reception), ("distillation", distillation)):
+        if value is not None:
+            check.function(name, value)
 
     def objective(
         params: Params, client: Client, positions, counts, number
@@ -93,6 +115,8 @@ def sgd(
             logits, after = model.apply(params, x), None
         else:
             logits, after = model.train(params, x)
+        if loss is cross_entropy:  # another loss may take what it wants from a network
+            logits = client.answers(logits)
         value = loss(logits, y)
         if distillation is not None:
             value = value + distillation(logits, x)
@@ -145,7 +169,7 @@ def sgd(
             if after is not None:
                 gradient = tree.statistics_of(jax.tree.map(jnp.zeros_like, now), gradient)
             gradient = tree.apply_mask(mask, gradient)
-            updates, state = optimizer.update(gradient, state, now)
+            updates, state = optimizer.update(gradient, _schedules_at(number, state), now)
             if factor is not None:
                 updates = jax.tree.map(lambda u: factor * u, updates)
             new = optax.apply_updates(now, updates)
@@ -153,13 +177,35 @@ def sgd(
                 new = tree.statistics_of(after, new)
             return (new, state), value
 
-        start = tree.match((params, optimizer.init(params), client, key, t))[:2]
+        state = optimizer.init(params)
+        if optax.tree_utils.tree_get_all_with_path(state, "rng_key"):
+            raise ValueError(
+                "optimizer: draws random numbers of its own, the same in every round and client;"
+                " draw them by an address, as reception does"
+            )
+        start = tree.match((params, state, client, key, t))[:2]
         passes = _steps if epochs is None else _epochs
         end, value = passes(key, t, client, batch, length, step, start)
         delta = jax.tree.map(jnp.subtract, end[0], params)
         return Trained(tree.apply_mask(mask, delta), value)
 
     return update
+
+
+def _schedules_at(number: jax.Array, state: optax.OptState) -> optax.OptState:
+    """An optimizer's state whose schedules take the step of this number next.
+
+    A schedule's state is a count alone. Counts beside other fields are left: they say how many
+    steps went into moments, which are new in every round.
+    """
+
+    def counts_only(node: Any) -> bool:
+        return getattr(node, "_fields", ()) == ("count",)
+
+    def at(node: Any) -> Any:
+        return node._replace(count=number) if counts_only(node) else node
+
+    return jax.tree.map(at, state, is_leaf=counts_only)
 
 
 def microbatch_size(model: Model, params: Params, example: jax.ShapeDtypeStruct) -> int:

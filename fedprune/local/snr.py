@@ -19,6 +19,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fedprune import check
 from fedprune.types import Key, Params
 
 Number = jax.Array | float
@@ -31,6 +32,8 @@ def sandwich(low_db: Number, high_db: Number) -> Callable[[Key, jax.Array], jax.
       low_db: SNR_min; may be traced.
       high_db: SNR_max.
     """
+    check.number("low_db", low_db)
+    check.number("high_db", high_db)
 
     def snr_db(key: Key, number: jax.Array) -> jax.Array:
         low, high = jnp.asarray(low_db, jnp.float32), jnp.asarray(high_db, jnp.float32)
@@ -50,6 +53,8 @@ def share_of_high(snr_db: Number, low_db: Number, high_db: Number, bend: Number 
       high_db: SNR_max, above SNR_min.
       bend: 0 < bend < 1, 1/2 is linear.
     """
+    check.numbers("snr_db", snr_db)
+    _bounds(low_db, high_db, bend)
     low, high = jnp.asarray(low_db, jnp.float32), jnp.asarray(high_db, jnp.float32)
     b = jnp.asarray(bend, jnp.float32)
     x = jnp.clip((snr_db - low) / (high - low), 0.0, 1.0)
@@ -66,6 +71,7 @@ def interpolated(
     low_db: Number, high_db: Number, bend: Number = 0.5
 ) -> Callable[[Params, jax.Array], Params]:
     """(pair of params, SNR) -> the network for this SNR."""
+    _bounds(low_db, high_db, bend)
 
     def network(params: Params, snr_db: jax.Array) -> Params:
         share = share_of_high(snr_db, low_db, high_db, bend)
@@ -73,3 +79,11 @@ def interpolated(
         return jax.tree.map(mix, params["low"], params["high"])
 
     return network
+
+
+def _bounds(low_db: Number, high_db: Number, bend: Number) -> None:
+    check.number("low_db", low_db)
+    check.number("high_db", high_db)
+    if not isinstance(low_db, jax.core.Tracer):
+        check.number("high_db", high_db, above=float(low_db))
+    check.number("bend", bend, above=0, below=1)

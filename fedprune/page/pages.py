@@ -331,7 +331,9 @@ def _against_costs(panels: Sequence[Panel]) -> list[Picture]:
             if found is None or not any(row.get(column) for row in member.rows):
                 return None
             total = rp.spent(member.rows, member.arm, column, found.x)
-            return found._replace(x=total)
+            known = np.isfinite(total)  # what costs without end has no place on the axis
+            y = None if found.y is None else found.y[known]
+            return found._replace(x=total[known], y=y, low=found.low[known], high=found.high[known])
 
         axes = Axes(f"{name} so far", "test accuracy (%)", True, ylim=_limits(panels, ACCURACY))
         caption = f"The same accuracies against what all clients together had spent. {BANDS}"
@@ -610,7 +612,9 @@ def _blocks(text: str) -> Iterator[Table | str]:
 def _own_figures(folder: Path) -> list[tuple[str, str]]:
     """(name, address) of the figures that the experiment drew."""
     found = sorted((folder / "figures").glob("*.svg"))
-    return [(path.stem.replace("_", " "), _address(path.read_text())) for path in found]
+    return [
+        (path.stem.replace("_", " "), _address(path.read_text(encoding="utf-8"))) for path in found
+    ]
 
 
 def _facts(runs: Sequence[Run], settings: Sequence[Setting]) -> list[tuple[str, str]]:

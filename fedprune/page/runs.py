@@ -134,7 +134,7 @@ def _time(text: str) -> datetime.datetime:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise RunError(f"{path}: cannot be read ({' '.join(str(e).split())})") from e
     _require(isinstance(found, dict), path, "is not a JSON object")

@@ -5,11 +5,12 @@
 The header has, for each array, its name, type, shape, encoding, bits, scale, length, the CRC-32 of
 its bytes, and that of the decoded weights and mask. The first two checksums find damage before
 anything is decoded; the last one finds a decoder that disagrees with the encoder. All numbers are
-little-endian. Arrays are encoded as ``tensors`` says; with fewer than 32 bits, arrays of fewer than
-two axes (biases, norms, statistics) still have 32, for they are few and each matters.
+little-endian. Arrays are encoded as ``tensors`` says; with fewer than 32 bits, what is no kernel
+(``tree.is_kernel``: biases, norms, statistics) still has 32, for it is little and each matters.
 
-Whatever the bytes, reading either gives what was written or raises ``FormatError`` with one line,
-and takes memory in proportion to the weights that the caller allows.
+Whatever the bytes, reading either gives what was written or raises ``FormatError`` with one line.
+For n weights that the caller allows, it reads no file of more than 64 n bytes and 1 MiB, and takes
+at most 64 n bytes, 1 KiB for each array and 1 MiB beside the file, whatever a header claims.
 """
 
 from __future__ import annotations
@@ -33,10 +34,14 @@ MAGIC = b"fedprune"
 VERSION = 1
 LIMIT = 1 << 28
 """weights that a file may hold unless the caller says otherwise, 1 GiB of float32"""
+_LONGEST = 64, 1 << 20
+"""bytes of a file: for each weight that is allowed, and besides"""
 _START = struct.Struct("<HII")
 _ARRAY = struct.Struct("<BBBBBfQII")
 _TYPES = tuple(quantize.FLOATS)
 _AXES = 32
+_NAME = (1 << 16) - 1
+"""bytes of a name"""
 
 
 def to_bytes(params: Params, mask: Mask = None, encoding: str = "entropy", bits: int = 32) -> bytes:
@@ -50,7 +55,8 @@ def to_bytes(params: Params, mask: Mask = None, encoding: str = "entropy", bits:
 
     Raises:
       ValueError: an unknown encoding or number of bits, another type than ``quantize.FLOATS``, two
-        arrays of one name, masks that do not fit, or weights that are not finite below 32 bits.
+        arrays of one name, too many axes or too long a name, masks that do not fit, or weights that
+        are not finite below 32 bits.
       ModuleNotFoundError: "entropy" without the extra "codec".
     """
     if encoding not in tensors.ENCODINGS:
@@ -69,8 +75,10 @@ def to_bytes(params: Params, mask: Mask = None, encoding: str = "entropy", bits:
             raise ValueError(f"mask: {np.shape(flags)} for weights of shape {values.shape}")
         if name in names:
             raise ValueError(f"two arrays are named {name}")
+        if values.ndim > _AXES or len(name.encode()) > _NAME:
+            raise ValueError(f"{name[:60]}: more than {_AXES} axes, or {_NAME} bytes in its name")
         names.add(name)
-        width = bits if values.ndim >= 2 else 32
+        width = bits if tree.is_kernel(name, values) else 32
         data, scale = tensors.encode(values, kept, encoding, width)
         fields = (values.dtype, kept is not None, encoding, width, scale)
         decoded = tensors.decode(data, values.shape, *fields)
@@ -128,7 +136,11 @@ def save(
 
 def load(path: str | Path, like: Params | None = None, limit: int = LIMIT) -> tuple[Params, Mask]:
     """Reads a file. Arguments, results and errors as ``from_bytes``."""
-    return from_bytes(Path(path).read_bytes(), like, limit)
+    with open(path, "rb") as file:
+        size, most = os.fstat(file.fileno()).st_size, _LONGEST[0] * limit + _LONGEST[1]
+        if size > most:
+            raise FormatError(f"model file: {size} bytes, but {limit} weights have at most {most}")
+        return from_bytes(file.read(size), like, limit)
 
 
 def _describe(

@@ -32,6 +32,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
+from fedprune import tree
 from fedprune.types import Mask, Params
 
 WORD = 4
@@ -117,9 +118,10 @@ def table(params: Params, masks: Mapping[float, Mask]) -> dict[str, dict[float, 
 
 def kernels(params: Params, mask: Mask = None) -> tuple[list, Mask]:
     """Matrices and filters alone, of the weights and of their mask: without biases and norms."""
-    chosen = [(leaf, kept) for leaf, kept in _pairs(params, mask) if leaf.ndim >= 2]
-    leaves = [leaf for leaf, _ in chosen]
-    return leaves, None if mask is None else [kept for _, kept in chosen]
+    chosen = jax.tree.leaves(tree.kernels(params))
+    pairs = [pair for pair, c in zip(_pairs(params, mask), chosen, strict=True) if c]
+    leaves = [leaf for leaf, _ in pairs]
+    return leaves, None if mask is None else [kept for _, kept in pairs]
 
 
 def _pairs(params: Params, mask: Mask) -> list[tuple]:

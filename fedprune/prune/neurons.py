@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedprune import tree
+from fedprune import check, tree
 from fedprune.prune.pruner import Predicate, kernels
 from fedprune.prune.threshold import top_k
 from fedprune.types import Mask, PyTree
@@ -50,9 +50,11 @@ def neurons(
     """
     if form not in FORMS:
         raise ValueError(f"form={form!r} is not one of {FORMS}")
+    check.function("prunable", prunable)
     whole = jnp.floor if down else jnp.ceil
 
     def mask(scores: PyTree, sparsity: jax.Array) -> Mask:
+        check.number("sparsity", sparsity, 0, 1)
         chosen = jax.tree.leaves(tree.match_path(prunable, scores))
         named_leaves, treedef = jax.tree_util.tree_flatten_with_path(scores)
         paths = [tree.path_name(path) for path, _ in named_leaves]

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedprune import tree
-from fedprune.prune.schedule import Schedule
+from fedprune import check, tree
+from fedprune.prune.schedule import Schedule, checked, sparsity_of
 from fedprune.prune.scores import Score, magnitude
 from fedprune.prune.threshold import top_k
 from fedprune.types import SCOPES, Before, Mask, Params, Pruner, PyTree
@@ -20,7 +20,7 @@ Predicate = Callable[[str, Any], bool]
 
 def kernels(path: str, leaf: Any) -> bool:
     """The default of what is prunable: weight matrices and filters, no biases or norm scales."""
-    return leaf.ndim >= 2
+    return tree.is_kernel(path, leaf)
 
 
 def named(part: str) -> Predicate:
@@ -51,7 +51,8 @@ def scheduled(
 
     Args:
       schedule: round -> sparsity s.
-      score: importance of every weight; the smallest go first, of equal ones the last by index.
+      score: importance of every weight. By value: NaN goes first, then the smallest, negative ones
+        before 0; of equal ones the last by index.
       distribution: "global" ranks all prunable weights together; "layer" prunes the same share of
         every prunable leaf.
       scope: one of ``types.SCOPES``. In "server" masks are nested (a pruned weight never returns).
@@ -64,6 +65,8 @@ def scheduled(
     """
     if scope not in SCOPES:
         raise ValueError(f"scope={scope!r} is not one of {SCOPES}")
+    checked(schedule)
+    check.function("score", score)
     nested = scope == "server"
     sizes, select = _ranking(distribution, prunable)
 
@@ -74,7 +77,7 @@ def scheduled(
     def update(state: PrunerState, before: Before) -> tuple[Mask, PrunerState]:
         params = before.params
         d = jnp.array(sizes(params), jnp.float32)
-        keep = jnp.round(d * (1.0 - schedule(before.round))).astype(jnp.int32)
+        keep = jnp.round(d * (1.0 - sparsity_of(schedule, before.round))).astype(jnp.int32)
         if not nested:
             return select(score(params), keep), state
         keep = jnp.minimum(keep, state.kept)
@@ -108,6 +111,7 @@ def selection(
     whole = jnp.floor if down else jnp.round
 
     def mask(scores: PyTree, sparsity: jax.Array) -> Mask:
+        check.number("sparsity", sparsity, 0, 1)
         d = jnp.array(sizes(scores), jnp.float32)
         return select(scores, whole(d * (1.0 - sparsity)).astype(jnp.int32))
 
@@ -144,6 +148,8 @@ def _ranking(distribution: str, prunable: Predicate):
     """(values -> sizes of the groups that are ranked together, (scores, keep, alive) -> mask)."""
     if distribution not in ("global", "layer"):
         raise ValueError(f"distribution={distribution!r} is neither 'global' nor 'layer'")
+
+    check.function("prunable", prunable)
 
     def chosen_of(values: PyTree) -> list[bool]:
         chosen = jax.tree.leaves(tree.match_path(prunable, values))

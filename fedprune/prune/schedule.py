@@ -21,6 +21,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fedprune import check
+
 Schedule = Callable[[jax.Array], jax.Array]
 """round [] int32 -> sparsity [] float32 in [0, 1]"""
 
@@ -65,7 +67,32 @@ def cubic(
     return _stepwise(lambda f, p: p * (1.0 - (1.0 - f) ** 3), ratio, start, every, steps)
 
 
+def sparsity_of(schedule: Schedule, t: jax.Array) -> jax.Array:
+    """The sparsity in force in round t.
+
+    Raises:
+      TypeError: what the schedule returns is no number.
+      ValueError: it is not from 0 to 1, which shows where it is concrete: outside of programs, or
+        if it does not depend on the round.
+    """
+    sparsity = schedule(t)
+    check.number("schedule", sparsity, 0, 1)
+    return sparsity
+
+
+def checked(schedule: Schedule) -> Schedule:
+    """A schedule as it is, once its first round was tried."""
+    check.function("schedule", schedule)
+    sparsity_of(schedule, jnp.int32(0))
+    return schedule
+
+
 def _stepwise(curve, ratio, start, every, steps) -> Schedule:
+    check.number("ratio", ratio, 0, 1)
+    check.whole("start", start, 0)
+    check.whole("every", every, 1)
+    check.whole("steps", steps, 1)
+
     def sparsity(t: jax.Array) -> jax.Array:
         p = jnp.asarray(ratio, jnp.float32)
         done = jnp.clip((t - start) // every + 1, 0, steps)  # i

@@ -1,4 +1,4 @@
-"""Importance of weights. A score maps params to non-negative numbers of the same shapes."""
+"""Importance of weights: a score maps params to numbers of the same shapes, small ones go first."""
 
 from __future__ import annotations
 

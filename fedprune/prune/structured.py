@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedprune import tree
-from fedprune.prune.schedule import Schedule
+from fedprune import check, tree
+from fedprune.prune.schedule import Schedule, checked, sparsity_of
 from fedprune.types import SCOPES, Before, Mask, Params, Pruner
 
 DISTRIBUTIONS = ("global", "layer")
@@ -54,10 +54,11 @@ def chain(params: Params) -> tuple[Units, ...]:
     """Units of a network whose kernels, in the natural order of their names, follow one another.
 
     Raises:
-      ValueError: a kernel whose inputs are no multiple of the outputs before it.
+      ValueError: a kernel whose inputs are no multiple of the outputs before it, or of
+        several layers.
     """
     leaves = _leaves(params)
-    kernels = sorted((p for p, leaf in leaves.items() if leaf.ndim >= 2), key=_natural)
+    kernels = sorted((p for p, leaf in leaves.items() if tree.is_kernel(p, leaf)), key=_natural)
     found = []
     for here, after in itertools.pairwise(kernels):
         size, inputs = leaves[here].shape[-1], leaves[after].shape[-2]
@@ -117,6 +118,8 @@ def structured(
         raise ValueError(f"distribution={distribution!r} is not one of {DISTRIBUTIONS}")
     if scope not in SCOPES:
         raise ValueError(f"scope={scope!r} is not one of {SCOPES}")
+    checked(schedule)
+    check.function("structure", structure)
     nested = scope == "server"
 
     def init(params: Params) -> Mask:
@@ -127,7 +130,7 @@ def structured(
         units = structure(params)
         alive = kept_units(units, state)
         total = sum(p.size for p in jax.tree.leaves(params))
-        limit = jnp.floor(total * (1.0 - schedule(before.round))).astype(jnp.int32)
+        limit = jnp.floor(total * (1.0 - sparsity_of(schedule, before.round))).astype(jnp.int32)
         kept = _select(units, params, alive if nested else None, distribution, limit)
         mask = tree.match(mask_of(units, kept, params))
         return mask, mask if nested else state
@@ -246,6 +249,10 @@ def _leaves(values: Params) -> dict:
 def _beside(leaves: dict, kernel: str) -> list[tuple[str, int]]:
     """The bias of a kernel's layer, if it has one."""
     bias = kernel.removesuffix("kernel") + "bias"
+    if bias in leaves and leaves[bias].ndim != 1:
+        raise ValueError(
+            f"chain: {bias} {leaves[bias].shape} is of several layers or heads at once"
+        )
     return [(bias, -1)] if bias in leaves else []
 
 

@@ -1,7 +1,8 @@
 """Exact top-k by selection: no sort over the weights, k may be traced, ties broken by index.
 
-A non-negative float's bit pattern, read as an integer, has the float's order. So the k-th largest
-score is found from the top bits down (radix select), whatever k is, in one of two ways:
+A float's magnitude has the order of its bit pattern, read as an integer; ``_key`` minds the sign.
+So the k-th largest score is found from the top bits down (radix select), whatever k is, in one of
+two ways:
 
   histogram   11 bits at a time: three passes, each of which counts how often each of 2048 digits
               occurs among the scores that agree with the digits found so far
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedprune import tree
+from fedprune import check, tree
 from fedprune.types import Mask, PyTree
 
 METHODS = ("auto", "histogram", "counting")
@@ -35,7 +36,8 @@ def top_k(scores: PyTree, k: jax.Array | int, alive: Mask = None, method: str = 
     """Keeps the k largest scores over all leaves together.
 
     Args:
-      scores: non-negative floats of any shapes, d in all.
+      scores: floats of any shapes, d in all, ranked by value: 0.0 and -0.0 are equal, and NaN is
+        below -inf, since it says nothing for its weight.
       k: [] how many to keep; at most the number alive, at least 0. May be traced.
       alive: candidates; entries that are False are never kept. None: all are.
       method: one of ``METHODS``; the result is the same.
@@ -50,6 +52,7 @@ def top_k(scores: PyTree, k: jax.Array | int, alive: Mask = None, method: str = 
     if method not in METHODS:
         raise ValueError(f"top_k: method={method!r} is not one of {', '.join(METHODS)}")
     leaves, treedef = jax.tree.flatten(scores)
+    check.whole("k", k, 0, sum(leaf.size for leaf in leaves))
     keys = [_key(leaf) for leaf in leaves]
     if alive is not None:
         keys = [
@@ -84,8 +87,11 @@ def top_k(scores: PyTree, k: jax.Array | int, alive: Mask = None, method: str = 
 
 def _key(score: jax.Array) -> jax.Array:
     """Unsigned integers in the order of the scores, all above 0, the key of what is not alive."""
-    bits = lax.bitcast_convert_type(jnp.abs(score.astype(jnp.float32)).ravel(), jnp.uint32)
-    return bits + jnp.uint32(1)
+    bits = lax.bitcast_convert_type(score.astype(jnp.float32).ravel(), jnp.uint32)
+    zero, lowest, highest = (jnp.uint32(v) for v in (1 << 31, 0x00800000, 0xFF800000))  # 0, ±inf
+    key = jnp.where(bits < zero, bits + zero, jnp.uint32(0) - bits)
+    number = key - lowest <= highest - lowest  # below the lowest it wraps
+    return jnp.where(number, key, jnp.uint32(1))
 
 
 def _kth_by_counting(keys: list[jax.Array], k: jax.Array) -> jax.Array:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from fedprune import check
+
 
 def full_rate(
     gain: jax.Array,
@@ -22,6 +24,10 @@ def full_rate(
     bandwidth: jax.Array | float,
 ) -> jax.Array:
     """r_n: bits a second over the whole band; arguments in the gains' shape or scalar."""
+    check.numbers("gain", gain, 0)
+    check.numbers("power", power, 0)
+    check.numbers("noise", noise, above=0)
+    check.numbers("bandwidth", bandwidth, above=0)
     return bandwidth * _log2_1p(gain * power / noise)
 
 
@@ -43,6 +49,7 @@ def rate(
       bandwidth: B in Hz.
       scaled: whether a device gets the noise of its own share only, b_n sigma^2.
     """
+    check.numbers("share", share, 0, 1)
     if not scaled:
         return share * full_rate(gain, power, noise, bandwidth)
     heard = jnp.where(share > 0, share, 1.0)
@@ -51,6 +58,7 @@ def rate(
 
 def watts(power_dbm: float) -> float:
     """Power in W of a power in dBm."""
+    check.number("power_dbm", power_dbm)
     return 10.0 ** ((power_dbm - 30.0) / 10.0)
 
 

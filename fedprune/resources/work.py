@@ -32,6 +32,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedprune import check
+
 PAYLOADS = ("values", "bitmap", "index")
 
 
@@ -75,6 +77,12 @@ def hierarchical(
     Raises:
       ValueError: an unknown payload.
     """
+    check.whole("fixed_weights", fixed_weights, 0)
+    check.whole("prunable_weights", prunable_weights, 0)
+    check.numbers("steps", steps, 0)
+    check.numbers("cycles", cycles, 0)
+    check.numbers("value_bits", value_bits, above=0)
+    check.numbers("warm_steps", warm_steps, 0)
     fixed_bits, prunable_bits = _payload(prunable_weights, value_bits, payload)
     return Work(
         fixed_cycles=steps * cycles * fixed_weights,
@@ -114,6 +122,8 @@ def personalized(
     Raises:
       ValueError: an unknown payload.
     """
+    check.whole("personal_weights", personal_weights, 0)
+    check.numbers("personal_steps", personal_steps, 0)
     work = hierarchical(
         fixed_weights, global_weights, global_steps, cycles, value_bits, warm_steps, payload
     )
@@ -123,6 +133,7 @@ def personalized(
 
 def compute_seconds(work: Work, keep: jax.Array, frequency: jax.Array | float) -> jax.Array:
     """T_cmp, P2 (9), P4 (24): keep x [..., N] in [0, 1], frequency in Hz, [] or [..., N]."""
+    check.numbers("frequency", frequency, above=0)
     return _cycles(work, keep) / frequency
 
 
@@ -131,6 +142,7 @@ def uplink_seconds(work: Work, keep: jax.Array, rate: jax.Array) -> jax.Array:
 
     Sending nothing takes no time at any rate, 0 included; P4 (25) is 0/0 there.
     """
+    check.numbers("rate", rate, 0)
     bits = bits_sent(work, keep)
     return jnp.where(bits > 0, bits / jnp.where(bits > 0, rate, 1.0), 0.0)
 
@@ -150,7 +162,7 @@ def joules(
     power: jax.Array | float,
     capacitance: jax.Array | float = 1e-28,
 ) -> jax.Array:
-    """Energy of computing and of sending, [..., N].
+    """Energy of computing and of sending, [..., N]. Without power nothing is radiated, for ever.
 
     Args:
       work: of the devices.
@@ -160,9 +172,12 @@ def joules(
       power: p in W, [] or [..., N].
       capacitance: joules a cycle are capacitance f^2, in F; 1e-28 is 0.9 nJ at 3 GHz.
     """
+    check.numbers("frequency", frequency, above=0)
+    check.numbers("power", power, 0)
+    check.number("capacitance", capacitance, 0)
     # The factors in this order stay within float32's range.
     computing = (capacitance * frequency) * (frequency * _cycles(work, keep))
-    return computing + power * uplink_seconds(work, keep, rate)
+    return computing + power * jnp.where(power > 0, uplink_seconds(work, keep, rate), 0.0)
 
 
 def bits_sent(work: Work, keep: jax.Array) -> jax.Array:
@@ -185,7 +200,12 @@ def round_seconds(seconds: jax.Array, edge: jax.Array, edges: int) -> jax.Array:
 
     Returns:
       [] seconds, max_k sum_e max_n T: P2 (16) for one server and round; P2 leaves the rest open.
+
+    Raises:
+      ValueError: servers outside 0..edges-1.
     """
+    check.whole("edges", edges, 1)
+    check.wholes("edge", edge, 0, edges - 1)
     slowest = jax.vmap(lambda t: jax.ops.segment_max(t, edge, edges))(seconds)  # [E, K]
     return jnp.max(jnp.sum(jnp.maximum(slowest, 0.0), 0))
 

@@ -9,3 +9,5 @@ from fedprune.round.parts import RoundInfo as RoundInfo
 from fedprune.round.parts import State as State
 from fedprune.round.parts import Stratum as Stratum
 from fedprune.round.parts import Tally as Tally
+from fedprune.round.parts import initial as initial
+from fedprune.round.parts import population as population

@@ -79,12 +79,13 @@ def build(
         everybody's channel; when the round is traced, masks that do not fit each other, or names
         of numbers that are taken.
     """
-    strata = () if callable(local) else local
+    parts.kinds(uplink, server, participation, pruner, downlink, personal)
+    strata = parts.strata_of(local)
     if participation.gains and uplink.survey is None:
         raise ValueError("participation: asks for channels, which this uplink cannot survey")
     learns = participation.learn is not None
     cohort = parts.trainer(
-        local if callable(local) else None, uplink, layout, weighting,
+        None if strata else local, uplink, layout, weighting,
         downlink=downlink, pruner=pruner, findings=learns, strata=strata,
     )  # fmt: skip
 
@@ -94,8 +95,13 @@ def build(
         if participation.init is not None:
             state = state._replace(participation=participation.init())
         memory = None if uplink.remember is None else uplink.remember(shared)
-        each = lambda v: jnp.broadcast_to(v, (participation.clients, *v.shape))
-        return state._replace(personal=jax.tree.map(each, own), memory=jax.tree.map(each, memory))
+
+        def each(values: PyTree, clients: int) -> PyTree:
+            return jax.tree.map(lambda v: jnp.broadcast_to(v, (clients, *v.shape)), values)
+
+        if personal is not None:
+            state = state._replace(personal=each(own, personal.clients))
+        return state._replace(memory=each(memory, participation.clients))
 
     def chosen(key: Key, state: State, clients: Clients, broadcast: Params, mask: Mask):
         """(cohort's ids, what probes answered, memory of the uplink, bill of the probes)."""
@@ -132,6 +138,9 @@ def build(
             state = state._replace(params=broadcast)
         ids, probes, memory, asked = chosen(key, state, clients, broadcast, masks.shared)
         air = uplink.prepare(Cohort(key, t, ids, masks.effective, memory=memory))
+        parts.agree(
+            clients, participation, uplink, ids, air, personal=personal and personal.clients
+        )
         if air.memory is None:
             air = air._replace(memory=memory)
         message = None if server.message is None else server.message(state.server)
@@ -157,8 +166,7 @@ def build(
             cost = parts.billed(cost, words, tally.clients.astype(jnp.int32))
         if learns:  # from the losses
             cost = parts.billed(cost, 1, tally.clients.astype(jnp.int32))
-        finite = tree.all_finite(received.update)
-        heard = (tally.clients > 0) & finite
+        heard = tally.clients > 0
         outcome = Outcome(
             key=rng.stream(key, "server", t),
             round=t,
@@ -172,9 +180,7 @@ def build(
             asked=None if tally.asked is None else tally.asked > 0,
             held=None if tally.votes is None else tree.mean(tally.votes, tally.weight),
         )
-        params, server_state = parts.stepped(server, state, outcome)
-        nothing = jax.tree.map(jnp.zeros_like, received.update)
-        after = outcome._replace(params=params, update=tree.where(heard, received.update, nothing))
+        params, server_state, after = parts.served(server, state, outcome)
         masks, params = _revised(key, pruner, masks, after)
         selection = _learned(key, participation, state, ids, found, after)
         numbers = parts.numbers_of(
@@ -183,7 +189,7 @@ def build(
             {} if pruner is None or pruner.numbers is None else pruner.numbers(masks.state),
             {} if participation.numbers is None else participation.numbers(selection),
         )
-        rejected = (tally.clients > 0) & ~finite
+        rejected = heard & ~after.heard
         row = parts.info(masks, tally, params, cost, air.ratio, air.share, rejected, numbers)
         kept = air.memory if received.memory is None else received.memory
         return State(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedprune import bill, mesh, rng, tree
+from fedprune import bill, check, mesh, rng, tree
 from fedprune.round import parts
 from fedprune.round.parts import Edges, Round, RoundInfo, Setting, State, Store, Tally
 from fedprune.types import (
@@ -60,7 +60,8 @@ def build(
     """Composes the stages into a cloud round of ``edge_rounds`` edge rounds.
 
     Edge servers may have any numbers of devices. One from whom nobody's update arrives keeps its
-    model in that edge round, and counts in the cloud's mean if it heard anybody in any of them.
+    model in that edge round, and counts in the cloud's mean if it heard anybody in any of them. So
+    does one that receives an update that is not finite.
     Edge round e of cloud round t has the number t E + e in the addresses of its random numbers.
     Local training is told t, so schedules and decays count cloud rounds.
 
@@ -77,10 +78,11 @@ def build(
       weighting: "plain" means over devices and over edge servers as in P2, or "examples": by D_k.
 
     Returns:
-      A round whose info adds up channel uses, side information and energy; ``clients`` and
-      ``excluded`` count updates over all edge rounds. ``seconds`` is the slowest edge server's sum
-      over its edge rounds, plus the cloud link's. ``noise_variance`` is that of the global update:
-      edge rounds and servers add up, and the mean over servers divides.
+      A round whose info adds up channel uses, side information and energy; ``clients``,
+      ``excluded`` and ``rejected`` count updates over all edge rounds, the last the cloud's too.
+      ``seconds`` is the slowest edge server's sum over its edge rounds, plus the cloud link's.
+      ``noise_variance`` is that of the global update: edge rounds and servers add up, and the mean
+      over servers divides.
 
     Raises:
       ValueError: edge_rounds below 1, an unknown weighting, or a stage that needs what only a flat
@@ -90,8 +92,15 @@ def build(
 
     Source: P2 section III-B, Algorithm 1.
     """
-    if edge_rounds < 1:
-        raise ValueError(f"edge_rounds={edge_rounds} must be at least 1")
+    check.function("local", local)
+    parts.kinds(uplink, server, participation, pruner)
+    check.kind("cloud", cloud, Uplink)
+    check.kind("edges", edges, Edges)
+    check.whole("edges.servers", edges.servers, 1)
+    check.whole("edge_rounds", edge_rounds, 1)
+    check.wholes("edges.of", edges.of, 0, edges.servers - 1)
+    if cloud.clients not in (None, edges.servers):
+        raise ValueError(f"cloud: for {cloud.clients} servers, but edges has {edges.servers}")
     _refuse_flat(local, uplink, cloud, server, participation, pruner)
     cohort = parts.trainer(local, uplink, layout, weighting, edges)
     everyone = jnp.arange(edges.servers)
@@ -104,6 +113,7 @@ def build(
         mask = masks.effective
         ids = participation.select(Candidates(rng.stream(key, "cohort", u), u, clients.size))
         air = uplink.prepare(Cohort(key, u, ids, mask, edges.of[ids], edges.servers))
+        parts.agree(clients, participation, uplink, ids, air, edges=edges.of.shape[0])
         setting = Setting(key, t, u, models, masks.shared, mask, clients, ids, air)
         total, _, _ = cohort(setting, Store())
         if total.sum[1].report is not None:
@@ -121,10 +131,10 @@ def build(
         # it decides differently for other numbers of devices.
         update, cost, numbers = lax.map(finish, (everyone, total))
         tally: Tally = total.sum[1]
-        finite = jax.vmap(tree.all_finite)(update)
+        after = jax.tree.map(jnp.add, models, update)
+        finite = jax.vmap(tree.all_finite)((update, after))
         heard = (tally.clients > 0) & finite
         rejected = jnp.sum((tally.clients > 0) & ~finite, dtype=jnp.int32)
-        after = jax.tree.map(jnp.add, models, update)
         models = jax.vmap(tree.where)(heard, after, models)
         return models, (cost, tally, air.ratio, air.share, heard, rejected, numbers)
 
@@ -163,20 +173,19 @@ def build(
             noise_variance=jnp.sum(jnp.square(share) * costs.noise_variance.sum(0))
             + received.cost.noise_variance,
         )
-        finite = tree.all_finite(received.update)
         outcome = Outcome(
             key=rng.stream(key, "server", t),
             round=t,
             params=state.params,
             mask=masks.decided,
             update=received.update,
-            heard=(weight > 0).any() & finite,
+            heard=(weight > 0).any(),
             cost=cost,
         )
-        params, server_state = parts.stepped(server, state, outcome)
+        params, server_state, after = parts.served(server, state, outcome)
         if pruner is not None and pruner.scope == "server":
             params = tree.apply_mask(masks.decided, params)
-        rejected = rejected.sum() + ((weight > 0).any() & ~finite).astype(jnp.int32)
+        rejected = rejected.sum() + (outcome.heard & ~after.heard).astype(jnp.int32)
         numbers = parts.numbers_of(
             {name: value.mean() for name, value in numbers.items()},
             {f"cloud_{name}": value for name, value in received.numbers.items()},

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedprune import bill, mesh, rng, tree
+from fedprune import bill, check, mesh, rng, tree
 from fedprune.types import (
     Air,
     Before,
@@ -24,6 +24,7 @@ from fedprune.types import (
     Mask,
     Outcome,
     Params,
+    Participation,
     Personal,
     Pruner,
     PyTree,
@@ -78,8 +79,8 @@ class RoundInfo(NamedTuple):
     sent: Count
     """weights of the updates that counted, added up over the clients; pruned ones do not count"""
     density: dict[str, jax.Array]
-    """path -> share of its weights that the mean of these clients kept, for each array of two or
-    more axes; empty where nothing is pruned, NaN if no client counted"""
+    """path -> share of its weights that the mean of these clients kept, for each kernel
+    (``tree.is_kernel``); empty where nothing is pruned, NaN if no client counted"""
     ratio: jax.Array
     """mean of the pruning ratios that were allocated to the clients; 0 if there is no allocation"""
     allocation: dict[str, jax.Array]
@@ -241,7 +242,7 @@ def masks(key: Key, pruner: Pruner | None, state: State) -> Masks:
 
 
 def trainer(
-    local: LocalUpdate | None,
+    local: Any,
     uplink: Uplink,
     layout: mesh.Layout,
     weighting: str,
@@ -372,6 +373,18 @@ def trainer(
     return cohort
 
 
+def strata_of(local: Any) -> tuple[Stratum, ...]:
+    """The strata, where ``local`` is not one training for all.
+
+    Raises:
+      TypeError: it is neither.
+    """
+    if isinstance(local, tuple) and local and all(isinstance(s, Stratum) for s in local):
+        return local
+    check.function("local", local)
+    return ()
+
+
 def _widened(stratum: Stratum) -> LocalUpdate:
     """A stratum's training as one of the global model; the rest of it is not held nor moved."""
 
@@ -473,7 +486,7 @@ def kept_by_clients(mask: Mask, tally: Tally, params: Params) -> tuple[Count, di
     density = {
         tree.path_name(path): bill.approximate(count) / (tally.clients * p.size)
         for (path, count), p in zip(found, jax.tree.leaves(params), strict=True)
-        if pruned and p.ndim > 1
+        if pruned and tree.is_kernel(tree.path_name(path), p)
     }
     return bill.add(*(count for _, count in found)), density
 
@@ -511,7 +524,83 @@ def size_of(values: PyTree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(values))
 
 
-def stepped(server: Server, state: State, outcome: Outcome) -> tuple[Params, PyTree]:
-    """The server's step, or what there was where nobody was heard."""
-    done = server.update(state.server, outcome)
-    return tree.where(outcome.heard, done, (state.params, state.server))
+def served(server: Server, state: State, outcome: Outcome) -> tuple[Params, PyTree, Outcome]:
+    """The server's step: params, its state, and the outcome as all others see it.
+
+    Both stay as they are unless somebody was heard and what was received, and the model that it
+    leads to, are finite; ``Outcome.heard`` says so, and the update is zero then.
+
+    Raises:
+      ValueError: the server returns other shapes, types or structures than it was given.
+    """
+    params, after = server.update(state.server, outcome)
+    check.same_shapes("server: params", params, state.params)
+    check.same_shapes("server: state", after, state.server)
+    heard = outcome.heard & tree.all_finite((outcome.update, params))
+    params, after = tree.where(heard, (params, after), (state.params, state.server))
+    nothing = jax.tree.map(jnp.zeros_like, outcome.update)
+    update = tree.where(heard, outcome.update, nothing)
+    return params, after, outcome._replace(params=params, update=update, heard=heard)
+
+
+# What must fit -----
+
+
+def kinds(
+    uplink: Uplink,
+    server: Server,
+    participation: Participation,
+    pruner: Pruner | None,
+    downlink: Downlink | None = None,
+    personal: Personal | None = None,
+) -> None:
+    """Refuses stages of another kind: an optax optimizer has the functions of a server, too.
+
+    Raises:
+      TypeError: a stage is of another kind.
+    """
+    check.kind("uplink", uplink, Uplink)
+    check.kind("server", server, Server)
+    check.kind("participation", participation, Participation)
+    check.kind("pruner", pruner, Pruner, type(None))
+    check.kind("downlink", downlink, Downlink, type(None))
+    check.kind("personal", personal, Personal, type(None))
+
+
+def population(clients: Clients, **known: int | None) -> None:
+    """Compares what was built for a number of clients with the data's K; None is for any.
+
+    A jitted program clamps an index beyond the end: a client that does not exist would be the last
+    one once more.
+
+    Raises:
+      ValueError: a number that is not K.
+    """
+    count = clients.rows.shape[0]
+    for name, number in {**known, "sizes": clients.size.shape[0]}.items():
+        if number not in (None, count):
+            raise ValueError(f"{name}: for {number} clients, but the data has {count}")
+
+
+def agree(
+    clients: Clients,
+    participation: Participation,
+    uplink: Uplink,
+    ids: jax.Array,
+    air: Air,
+    **known: int | None,
+) -> None:
+    """Compares whatever carries K or S, where a round meets the data; shapes are static.
+
+    Args:
+      **known: K of what else a round has, by name.
+
+    Raises:
+      ValueError: a number of clients that is not the data's, or channels not of the cohort's size.
+    """
+    population(clients, participation=participation.clients, uplink=uplink.clients, **known)
+    if ids.shape != (participation.size,):
+        raise ValueError(f"participation: select gives {ids.shape}, but size={participation.size}")
+    for leaf in jax.tree.leaves(air._replace(common=(), memory=None)):
+        if leaf.shape[:1] != ids.shape:
+            raise ValueError(f"uplink: prepare gives {leaf.shape} for {ids.shape[0]} clients")

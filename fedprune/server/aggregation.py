@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedprune import tree
+from fedprune import check, tree
 from fedprune.types import Outcome, Params, PyTree, Server
 
 Number = jax.Array | float
@@ -30,7 +30,11 @@ def optimizer(transform: optax.GradientTransformation) -> Server:
     """An optax optimizer on the pseudo-gradient, minus the mean update (FedOpt).
 
     Running statistics (``tree.statistics_of``) are no weights: they take the mean update as it is.
+
+    Raises:
+      TypeError: no optimizer.
     """
+    check.kind("transform", transform, optax.GradientTransformation, optax.MultiSteps)
 
     def update(state: PyTree, outcome: Outcome) -> tuple[Params, PyTree]:
         params, received = outcome.params, outcome.update
@@ -44,11 +48,14 @@ def optimizer(transform: optax.GradientTransformation) -> Server:
 
 def average(learning_rate: Number = 1.0) -> Server:
     """params + learning_rate × mean update; with 1.0, federated averaging."""
+    _rate(learning_rate)
     return optimizer(optax.sgd(learning_rate))
 
 
 def momentum(learning_rate: Number = 1.0, momentum: Number = 0.9) -> Server:
     """FedAvgM."""
+    _rate(learning_rate)
+    check.number("momentum", momentum, 0, below=1)
     return optimizer(optax.sgd(learning_rate, momentum))
 
 
@@ -56,4 +63,14 @@ def adam(
     learning_rate: Number, b1: Number = 0.9, b2: Number = 0.99, epsilon: Number = 1e-3
 ) -> Server:
     """FedAdam, with Adam's correction of the first steps."""
+    _rate(learning_rate)
+    check.number("b1", b1, 0, below=1)
+    check.number("b2", b2, 0, below=1)
+    check.number("epsilon", epsilon, 0)
     return optimizer(optax.adam(learning_rate, b1, b2, epsilon))
+
+
+def _rate(learning_rate: Number) -> None:
+    """A number, or an optax schedule: servers keep their state, so that it counts all rounds."""
+    if not callable(learning_rate):
+        check.number("learning_rate", learning_rate, 0)

@@ -6,11 +6,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedprune import check
 from fedprune.types import Candidates, Participation
 
 
 def full(clients: int) -> Participation:
-    """All clients, every round."""
+    """All clients, every round.
+
+    Raises:
+      ValueError: no clients.
+    """
+    check.whole("clients", clients, 1)
     return Participation(clients, lambda _: jnp.arange(clients, dtype=jnp.int32), clients)
 
 
@@ -22,8 +28,8 @@ def uniform(clients: int, size: int) -> Participation:
     Raises:
       ValueError: unless 1 <= size <= clients.
     """
-    if not 1 <= size <= clients:
-        raise ValueError(f"cohort size={size} is not between 1 and the {clients} clients")
+    check.whole("clients", clients, 1)
+    check.whole("size", size, 1, clients)
     if size == clients:
         return full(clients)
 
