@@ -384,8 +384,8 @@ class Kept(loop.Checkpoints):
 
     last = None
 
-    def save(self, rounds_done, state):
-        super().save(rounds_done, state)
+    def save(self, rounds_done, state, rows=()):
+        super().save(rounds_done, state, rows)
         self._manager.wait_until_finished()
         Kept.last = jax.tree.map(np.asarray, state["state"])
 
