@@ -46,6 +46,7 @@ from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, spec, to_json
 from fedprune.writer import Row
 
+VARIANTS = ("fast",)
 LAST = 5
 """Rounds over which the final accuracy is averaged."""
 METHODS = {"one-shot": "One-shot pruning", "iterative": "Iterative pruning"}
@@ -62,7 +63,7 @@ def get_config(variant: str = "fast") -> Bearing:
     """The configuration of a variant."""
     if variant != "fast":
         raise ConfigError(f"variant {variant!r} of bearing: must be fast")
-    config = Bearing(experiment="experiments.bearing", variant=variant)
+    config = Bearing(experiment="bearing", variant=variant)
     config.data.name, config.data.partition = "bearing", "group"
     config.model.name, config.model.filters, config.model.kernel = "signal", (16, 32, 64), 5
     config.local.lr = 0.05

@@ -33,6 +33,7 @@ from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
 from fedprune.writer import Row
 
+VARIANTS = ("fast",)
 LAYERS = {"conv": ("Conv",), "head": ("Dense_1",)}
 
 
@@ -41,7 +42,7 @@ def get_config(variant: str = "fast") -> Config:
     if variant != "fast":
         raise ConfigError(f"variant {variant!r} of bearing_personal: must be fast")
     base = bearing("fast")
-    config = Config(experiment="experiments.bearing_personal", variant=variant)
+    config = Config(experiment="bearing_personal", variant=variant)
     config.data, config.model, config.local = base.data, base.model, base.local
     config.personal.lr, config.personal.steps = base.local.lr, base.local.steps
     config.uplink.link, config.run.test = "ideal", "clients"

@@ -35,6 +35,7 @@ from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
 from fedprune.writer import Row
 
+VARIANTS = ("fast", "full")
 ANALOG = {"downlink.link": "analog"}
 PRUNED = {"pruning.schedule": "iterative", "pruning.granularity": "unit", "pruning.ratio": 0.75}
 CODES: dict[str, dict[str, Any]] = {
@@ -51,7 +52,7 @@ def get_config(variant: str = "fast") -> Config:
     """The configuration of a variant."""
     if variant not in ("fast", "full"):
         raise ConfigError(f"variant {variant!r} of downlink: must be one of fast, full")
-    config = Config(experiment="experiments.downlink", variant=variant)
+    config = Config(experiment="downlink", variant=variant)
     config.uplink.link, config.downlink.snr_db = "ideal", 0.0
     config.pruning.start, config.pruning.every, config.pruning.steps = 4, 2, 5
     if variant == "full":

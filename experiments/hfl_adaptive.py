@@ -50,7 +50,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.hfl_pruning import setting
@@ -59,6 +58,8 @@ from fedprune import allocation, channel, resources
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, spec, to_json
 from fedprune.writer import Row
+
+VARIANTS = ("fast", "full", "paper")
 
 
 @dataclass
@@ -72,7 +73,7 @@ class HflAdaptive(Config):
 
 def get_config(variant: str = "fast") -> HflAdaptive:
     """The configuration of a variant."""
-    config = HflAdaptive(experiment="experiments.hfl_adaptive", variant=variant)
+    config = HflAdaptive(experiment="hfl_adaptive", variant=variant)
     setting(config, variant)
     config.mesh.arms = 1  # three seeds do not divide among an even number of devices
     config.pruning.schedule = "allocated"
@@ -226,6 +227,7 @@ def ratio_figure(path: Path, config: HflAdaptive, rounds: int = 50) -> None:
 
     every = jax.vmap(jax.vmap(ratios, (None, None, 0)), (None, 0, None))
     seeds, ts = jnp.arange(config.run.seeds), jnp.arange(rounds)
+    plt = rp.pyplot()
     with plt.rc_context(rp.STYLE):
         figure, axes = plt.subplots(figsize=(4.2, 3.5), layout="constrained")
         colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, len(config.limits_ms)))

@@ -43,6 +43,7 @@ from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, spec, to_json
 from fedprune.writer import Row
 
+VARIANTS = ("fast", "full", "mnist", "cifar10", "paper")
 DATASETS = {
     "full": "fashion_mnist", "mnist": "mnist", "cifar10": "cifar10", "paper": "fashion_mnist"
 }  # fmt: skip
@@ -90,7 +91,7 @@ def setting(config: Config, variant: str) -> None:
 
 def get_config(variant: str = "fast") -> HflPruning:
     """The configuration of a variant."""
-    config = HflPruning(experiment="experiments.hfl_pruning", variant=variant)
+    config = HflPruning(experiment="hfl_pruning", variant=variant)
     setting(config, variant)
     config.pruning.schedule, config.pruning.start = "one_shot", 0
     return config

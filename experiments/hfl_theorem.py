@@ -35,6 +35,7 @@ from fedprune.config import Arm, Config, ConfigError, to_json
 from fedprune.types import Clients, Model, Params
 from fedprune.writer import Row
 
+VARIANTS = ("fast",)
 BATCHES = 8
 """gradients of single batches, of each device and model"""
 
@@ -57,7 +58,7 @@ def get_config(variant: str = "fast") -> Config:
     """The configuration of a variant."""
     if variant != "fast":
         raise ConfigError(f"variant {variant!r} of hfl_theorem: must be fast")
-    config = Config(experiment="experiments.hfl_theorem", variant=variant)
+    config = Config(experiment="hfl_theorem", variant=variant)
     setting(config, variant)
     config.local.lr, config.local.clip = 0.2, 0.0  # the theorem is on plain SGD
     config.pruning.schedule, config.pruning.start, config.pruning.ratio = "one_shot", 0, 0.5

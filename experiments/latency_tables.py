@@ -34,7 +34,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 
 from fedprune import allocation, channel, resources, rng
@@ -42,6 +41,7 @@ from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
 from fedprune.writer import Row
 
+VARIANTS = ("all",)
 POWER, NOISE, BANDWIDTH = resources.watts(28.0), resources.watts(-110.0), 20e6
 FREQUENCY = 3e9
 CONV, DENSE = 18_720, 25_168
@@ -123,7 +123,7 @@ def get_config(variant: str = "all") -> Config:
     """The configuration of a variant; ``run.rounds`` and ``run.seeds`` are what counts in it."""
     if variant != "all":
         raise ConfigError(f"variant {variant!r} of latency_tables: must be all")
-    config = Config(experiment="experiments.latency_tables", variant=variant)
+    config = Config(experiment="latency_tables", variant=variant)
     config.run.rounds, config.run.seeds = 200, 5
     return config
 
@@ -352,6 +352,7 @@ def capability_figure(path: Path) -> None:
         best = allocation.optimal(allocation.problem(preset.work, f, rate, limit))
         return best.share[0], best.ratio[0]
 
+    plt = rp.pyplot()
     with plt.rc_context(rp.STYLE):
         drawing, axes = plt.subplots(1, 2, figsize=(8.4, 3.5), layout="constrained")
         colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, 4))
@@ -369,6 +370,7 @@ def capability_figure(path: Path) -> None:
 
 def figure(path: Path, found: dict[str, Rounds]) -> None:
     """Optimal shares against the rate, and against the distance in the settings above."""
+    plt = rp.pyplot()
     with plt.rc_context(rp.STYLE):
         drawing, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.7), layout="constrained")
         _against_rate(left)
@@ -404,7 +406,7 @@ def _against_rate(axes) -> None:
         share, ratio = np.asarray(best.share[:, 0]), np.asarray(best.ratio[:, 0])
         inside = (ratio > 1e-4) & (ratio < 1 - 1e-4)
         falls = np.gradient(share) < 0
-        colour = plt.get_cmap("viridis")(0.22 * i)
+        colour = rp.pyplot().get_cmap("viridis")(0.22 * i)
         parts = ((~inside, ":", 1.2), (inside & ~falls, "-", 1.2), (inside & falls, "-", 3.0))
         for where, style, width in parts:
             axes.plot(efficiency, np.where(where, share, np.nan), style, color=colour, lw=width)

@@ -44,6 +44,7 @@ from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
 from fedprune.writer import Row
 
+VARIANTS = ("fast", "noniid")
 CLAIMS = [
     ("common-above-own", "common more than 1 point above own", "common", "own", 1.0),
     ("counting-pays", "own-counted above own", "own-counted", "own", 0.0),
@@ -74,7 +75,7 @@ CLAIMS = [
 
 def get_config(variant: str = "fast") -> Config:
     """The configuration of a variant."""
-    config = Config(experiment="experiments.ota_masks", variant=variant)
+    config = Config(experiment="ota_masks", variant=variant)
     config.pruning.schedule, config.pruning.ratio = "iterative", 0.9
     if variant == "noniid":
         config.data.partition, config.data.alpha = "dirichlet", 0.3

@@ -59,6 +59,7 @@ from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, spec, to_json
 from fedprune.writer import Row
 
+VARIANTS = ("fast", "fashion", "noniid", "snr", "paper")
 METHODS = {
     "one-shot": "One-shot pruning",
     "one-shot-first": "Early one-shot pruning",
@@ -86,7 +87,7 @@ class OtaPruning(Config):
 
 def get_config(variant: str = "fast") -> OtaPruning:
     """The configuration of a variant."""
-    config = OtaPruning(experiment="experiments.ota_pruning", variant=variant)
+    config = OtaPruning(experiment="ota_pruning", variant=variant)
     config.pruning.schedule = "iterative"
     if variant == "fashion":
         config.data.name, config.data.clients = "fashion_mnist", 100

@@ -28,6 +28,7 @@ from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
 from fedprune.writer import Row
 
+VARIANTS = ("fast",)
 UPLINKS: dict[str, dict[str, Any]] = {
     "air": {"uplink.normalisation": "common", "uplink.threshold": 0.1},
     "air-csi": {
@@ -50,7 +51,7 @@ def get_config(variant: str = "fast") -> Config:
     """The configuration of a variant."""
     if variant != "fast":
         raise ConfigError(f"variant {variant!r} of ota_uplinks: must be fast")
-    config = Config(experiment="experiments.ota_uplinks", variant=variant)
+    config = Config(experiment="ota_uplinks", variant=variant)
     config.pruning.schedule = "iterative"
     config.uplink.fading = "rayleigh"
     return config

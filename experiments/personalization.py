@@ -103,7 +103,7 @@ def get_config(variant: str = "fast") -> Personalization:
         raise ConfigError(
             f"variant {variant!r} of personalization: must be one of {', '.join(VARIANTS)}"
         )
-    config = Personalization(experiment="experiments.personalization", variant=variant)
+    config = Personalization(experiment="personalization", variant=variant)
     config.data.clients, config.data.partition = 10, "label_k"
     config.data.classes_per_client, config.cohort.weighting = 2, "plain"
     config.model.hidden, steps = (128,), 5

@@ -21,12 +21,13 @@ from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
 from fedprune.writer import Row
 
+VARIANTS = ("fast", "tiny")
 ARM = "run"
 
 
 def get_config(variant: str = "fast") -> Config:
     """The configuration of a variant."""
-    config = Config(experiment="experiments.single", variant=variant)
+    config = Config(experiment="single", variant=variant)
     config.pruning.schedule = "iterative"
     if variant == "tiny":
         config.data.clients, config.model.name, config.model.hidden = 4, "mlp", (8,)

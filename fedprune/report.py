@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
-if matplotlib.get_backend(auto_select=False) is None:  # a notebook has chosen one
-    matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from scipy import stats
 
 from fedprune.writer import Row, write_bytes, write_json, write_text
 
@@ -51,6 +45,16 @@ class Verdict(NamedTuple):
     value: str
 
 
+def pyplot() -> Any:
+    """``matplotlib.pyplot``, imported now; it draws into files unless a notebook has chosen
+    otherwise."""
+    import matplotlib
+
+    if matplotlib.get_backend(auto_select=False) is None:
+        matplotlib.use("Agg")
+    return importlib.import_module("matplotlib.pyplot")
+
+
 def interval(values: Sequence[float] | np.ndarray) -> Interval:
     """Mean and 95 % interval of independent values (one per seed)."""
     mean, half = band(np.asarray(values, float))
@@ -63,6 +67,8 @@ def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean = values.mean(0)
     if n < 2:
         return mean, np.full_like(mean, np.nan)
+    from scipy import stats  # as long to import as all else here
+
     t = stats.t.ppf(0.5 + LEVEL / 2, n - 1)
     return mean, t * values.std(0, ddof=1) / np.sqrt(n)
 
@@ -188,7 +194,10 @@ def accuracy_figure(
       marks: rounds to mark on the axis, for example those of pruning.
       column: drawn in place of the accuracy, such as "test_loss".
     """
+    from matplotlib.ticker import MaxNLocator
+
     scale, ylabel = (100, "test accuracy (%)") if column == "test_accuracy" else (1, column)
+    plt = pyplot()
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(4.2, 3.5), layout="constrained")
         colours = ["black", *plt.get_cmap("viridis")(np.linspace(0.05, 0.85, len(arms) - 1))]
@@ -232,8 +241,11 @@ def partition_figure(path: Path, counts: np.ndarray, names: Sequence[str], title
       names: of the classes.
       title: above the axes.
     """
+    from matplotlib.ticker import MaxNLocator
+
     clients, classes = counts.shape
     left = np.cumsum(counts, 1) - counts
+    plt = pyplot()
     with plt.rc_context(STYLE):
         size = (5.6, min(9.0, 1.2 + 0.16 * max(clients, classes)))
         figure, axes = plt.subplots(figsize=size, layout="constrained")
@@ -322,6 +334,7 @@ def line_figure(
       xlabel: below the axes.
       ylabel: beside them.
     """
+    plt = pyplot()
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(4.2, 3.5), layout="constrained")
         colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, len(lines)))
@@ -348,6 +361,7 @@ def cost_figure(
       column: of the cost of one round, such as "channel_uses".
       xlabel: below the axes.
     """
+    plt = pyplot()
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(4.6, 3.8), layout="constrained")
         colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, -(-len(arms) // 2)))
@@ -381,6 +395,7 @@ def tradeoff_figure(
       xlabel: below the axes, which are logarithmic.
       ylabel: beside them.
     """
+    plt = pyplot()
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.0, 3.6), layout="constrained")
         colours = plt.get_cmap("viridis")(np.linspace(0.0, 0.9, len(points)))
@@ -400,6 +415,8 @@ def tradeoff_figure(
 
 def label_decades(axes: Any) -> None:
     """Labels on a logarithmic axis that do not overlap, whatever its range is."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     low, high = axes.get_xlim()
 
     def name(x: float, _: int) -> str:
@@ -417,4 +434,4 @@ def save(figure: Any, path: Path) -> None:
         drawn = io.BytesIO()
         figure.savefig(drawn, format=ending[1:], **options)
         write_bytes(path.with_suffix(ending), drawn.getvalue())
-    plt.close(figure)
+    pyplot().close(figure)
