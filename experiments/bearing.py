@@ -1,6 +1,6 @@
 """Diagnosis of bearings from vibration, learned over the air and pruned: an industrial example.
 
-    python -m launch.main --config=experiments/bearing.py:fast --workdir=runs/bearing_fast \\
+    fedprune run bearing:fast --workdir=runs/bearing_fast \\
         --config.data.dir=FOLDER
 
 FOLDER holds ``cwru_12k_de_1024.npz`` (see ``fedprune/data/bearing.py``): real vibration of motor

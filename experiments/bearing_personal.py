@@ -1,6 +1,6 @@
 """Does personalization by motor load help the diagnosis of bearings? (P4 on real signals.)
 
-    python -m launch.main --config=experiments/bearing_personal.py:fast \\
+    fedprune run bearing_personal:fast \\
         --workdir=runs/bearing_personal --config.data.dir=FOLDER
 
 Data, clients, network and optimizer are those of ``experiments/bearing.py``: 20 clients, 5

@@ -1,6 +1,6 @@
 """Does protecting the downlink pay? Federated training over a noisy broadcast.
 
-    python -m launch.main --config=experiments/downlink.py:fast --workdir=runs/downlink
+    fedprune run downlink:fast --workdir=runs/downlink
 
 Every round the server broadcasts the model as analog symbols (P3's link); each client receives it
 with noise of its own, trains, and sends back the change. The uplink is perfect, so that only the

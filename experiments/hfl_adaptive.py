@@ -1,6 +1,6 @@
 """Hierarchical federated learning with pruning that fits the channels (P2, Figs. 3-5).
 
-    python -m launch.main --config=experiments/hfl_adaptive.py:fast --workdir=runs/hfl_adaptive
+    fedprune run hfl_adaptive:fast --workdir=runs/hfl_adaptive
 
 Network, federation and training of ``hfl_pruning``. In every edge round each edge server learns its
 devices' channels and divides its 20 MHz and their pruning ratios such that all are in time: T_th is
@@ -59,7 +59,7 @@ from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, spec, to_json
 from fedprune.writer import Row
 
-VARIANTS = ("fast", "full", "paper")
+VARIANTS = ("fast", "full", "mnist", "cifar10", "paper")
 
 
 @dataclass

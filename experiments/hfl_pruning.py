@@ -1,6 +1,6 @@
 """Hierarchical federated learning with importance-based pruning at fixed ratios (P2, Fig. 2).
 
-    python -m launch.main --config=experiments/hfl_pruning.py:fast --workdir=runs/hfl_pruning
+    fedprune run hfl_pruning:fast --workdir=runs/hfl_pruning
 
 25 devices at 5 edge servers; every device takes a warm-up step, prunes the fully connected weights
 that it changed least, P2 (2), and trains the rest; an edge server averages each weight over those

@@ -1,6 +1,6 @@
 """P2's Theorem 1 with constants measured in a run, as printed and as derived from its lemmas.
 
-    python -m launch.main --config=experiments/hfl_theorem.py:fast --workdir=runs/hfl_theorem
+    fedprune run hfl_theorem:fast --workdir=runs/hfl_theorem
 
 The setting is ``hfl_pruning:fast`` with 50 % pruned, 6 cloud rounds, 3 seeds; a few minutes on 2
 cores. The left side of (22) is the mean of ||grad F(w_q)||^2 over the models at the start of the

@@ -1,6 +1,6 @@
 """Latency of a round with optimal, equal and no pruning: P2's Table III and P4's Table I.
 
-    python -m launch.main --config=experiments/latency_tables.py:all --workdir=runs/latency_tables
+    fedprune run latency_tables:all --workdir=runs/latency_tables
 
 Takes less than a minute on 2 cores; nothing is trained. Neither paper gives distances, antennas,
 cycles a weight, the kernels' size or P4's numbers of steps, so the settings below are fitted. Which

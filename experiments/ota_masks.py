@@ -1,6 +1,6 @@
 """What masks of the clients' own cost and gain under superposition (P0).
 
-    python -m launch.main --config=experiments/ota_masks.py:fast --workdir=runs/ota_masks
+    fedprune run ota_masks:fast --workdir=runs/ota_masks
 
 P0 says that the devices prune, and superposes their updates. Where their masks differ, the server
 hears only sum_k m_k g_k, and nobody knows who kept which weight. Variants, about 4 minutes each on

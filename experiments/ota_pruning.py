@@ -1,6 +1,6 @@
 """Over-the-air federated learning with one-shot and iterative magnitude pruning (P0, section IV).
 
-    python -m launch.main --config=experiments/ota_pruning.py:fast --workdir=runs/ota_pruning_fast
+    fedprune run ota_pruning:fast --workdir=runs/ota_pruning_fast
 
 Variants, with their time on 2 cores:
 

@@ -1,6 +1,6 @@
 """What over-the-air aggregation saves beside digital uplinks, and what fading costs it (P0).
 
-    python -m launch.main --config=experiments/ota_uplinks.py:fast --workdir=runs/ota_uplinks
+    fedprune run ota_uplinks:fast --workdir=runs/ota_uplinks
 
 P0 section II claims that superposition "consolidates data transmission, significantly reducing the
 need for bandwidth". Variant ``fast`` (about 5 minutes on 2 cores) measures it: embedded

@@ -1,6 +1,6 @@
 """Partial pruning and personalization of wireless federated learning (P4, Figs. 3-6).
 
-    python -m launch.main --config=experiments/personalization.py:fast --workdir=runs/personal
+    fedprune run personalization:fast --workdir=runs/personal
 
 Ten clients with few labels each train a CNN whose convolutions are personal and whose fully
 connected layers are global, P4 section V: in a round tau_v steps on the convolutions, one warm-up

@@ -1,7 +1,7 @@
 """One federation, as its configuration says: the base for sweeps, and for runs of your own.
 
-    python -m launch.main --config=experiments/single.py:fast --workdir=runs/single
-    python -m launch.sweep --config=experiments/single.py:fast \
+    fedprune run single:fast --workdir=runs/single
+    fedprune sweep single:fast \\
         --grid='uplink.snr_db=0,10,20 pruning.ratio=0.3,0.9 seed=0:3' --workdir=runs/sweep
 
 Variants:

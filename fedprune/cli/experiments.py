@@ -249,7 +249,9 @@ def where(error: Exception) -> str:
 # What was recorded -----
 
 
-def recorded(origin: Mapping[str, Any] | None, config: Mapping[str, Any], said: str) -> str:
+def recorded(
+    origin: Mapping[str, Any] | None, config: Mapping[str, Any], said: str, otherwise: str
+) -> str:
     """What ``load`` takes, of an experiment that a directory has recorded.
 
     Args:
@@ -257,6 +259,7 @@ def recorded(origin: Mapping[str, Any] | None, config: Mapping[str, Any], said: 
         experiments by name.
       config: the configuration, as plain values.
       said: names the directory, for errors.
+      otherwise: how to say where it is.
 
     Raises:
       ExperimentError: it is not there.
@@ -264,9 +267,9 @@ def recorded(origin: Mapping[str, Any] | None, config: Mapping[str, Any], said: 
     name = origin["name"] if origin else str(config.get("experiment", "")).removeprefix(_OLD)
     own = origin["file"] if origin else None
     if own is not None and not Path(own).is_file():
-        raise ExperimentError(f"{said}: its experiment {own} is not there any more")
+        raise ExperimentError(f"{said}: its experiment {own} is not there any more; {otherwise}")
     if own is None and name not in [experiment.name for experiment in shipped()]:
-        raise ExperimentError(f"{said}: its experiment {name!r} is none that ships")
+        raise ExperimentError(f"{said}: its experiment {name!r} is none that ships; {otherwise}")
     variant = config.get("variant")
     return f"{own or name}:{variant}" if variant else own or name
 

@@ -43,7 +43,7 @@ class ReportError(Exception):
 
 def run(job: Job) -> int:
     """Runs it on the devices of all processes; returns the exit status."""
-    from fedprune import backend, checkpoint, data, loop, page, processes, writer
+    from fedprune import backend, processes
 
     devices, count = job.config.mesh.devices, processes.count()
     if devices % count:
@@ -57,6 +57,15 @@ def run(job: Job) -> int:
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     quiet()
     backend.pin()
+
+    from fedprune import (
+        checkpoint,
+        data,
+        loop,
+        page,
+        writer,
+    )  # Orbax sets up logging, if nobody has
+
     try:
         said = _run(job, stop, before)
     except PlanError as e:

@@ -103,12 +103,13 @@ def remade(folder: Path, moved: str | None) -> str:
     values, record = (_json(folder / name) for name in ("config.json", "run.json"))
     origin = (record["starts"] or [{}])[-1].get("experiment")
     if moved is None:
-        given = experiments.recorded(origin, values, f"{folder}")
+        given = experiments.recorded(origin, values, str(folder), "give --experiment=FILE")
         said = f"{folder}: {given}"
     else:
-        given, said = moved, f"--experiment={moved}"
-    variant = f":{values['variant']}" if values.get("variant") and moved is not None else ""
-    experiment, found = experiments.load(f"{given}{variant}", said)
+        said = f"--experiment={moved}"
+        variant = f":{values['variant']}" if values.get("variant") else ""
+        given = f"{experiments.find(moved, said)[0]}{variant}"
+    experiment, found = experiments.load(given, said)
     config = experiments.restored(found, values, f"{folder}: {experiment.file}")
     arms = experiment.arms(config)
 

@@ -144,9 +144,13 @@ def _recorded(folder: Path, moved: Experiment | None) -> tuple[Sweep, Experiment
         if moved is None or (folder / "sweep.json").exists():
             raise
         raise UsageError("--grid is missing: give --grid='FIELD=VALUE,VALUE ...'") from None
-    said = f"workdir={folder}"
-    found = moved.given() if moved else experiments.recorded(sweep.origin, sweep.config, said)
+    said, origin = f"workdir={folder}", moved.origin() if moved else sweep.origin
+    found = experiments.recorded(origin, sweep.config, said, "name FILE.py beside --workdir")
     experiment, config = experiments.load(found, f"{said}: {found}")
+    if experiment.name != sweep.config["experiment"]:
+        raise UsageError(
+            f"{said}: belongs to the experiment {sweep.config['experiment']}, not {experiment.name}"
+        )
     values = experiments.restored(config, sweep.config, f"{said}: {experiment.file}")
     arguments = (experiment.given(), *sweep.arguments[1:])
     return sweep._replace(arguments=arguments, origin=experiment.origin()), experiment, values
