@@ -70,7 +70,7 @@ def _write_table(sweep: Sweep, rows: Sequence[Row]) -> str:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        return f"{sweep.folder}/results.csv (no results.parquet: pip install 'fedprune[sweep]')"
+        return f"{sweep.folder}/results.csv (no results.parquet: pip install pyarrow)"
     arrays: dict[str, Any] = {c: [row.get(c) for row in rows] for c in columns}
     packed = io.BytesIO()
     parquet.write_table(pyarrow.table(arrays), packed)

@@ -189,7 +189,7 @@ def _check_place(sweep: Sweep, config: cfg.Config, values: flags.FlagValues) -> 
         program.batches(config, sweep.trials())
     if place == "slurm":
         if importlib.util.find_spec("submitit") is None:
-            raise UsageError("--on=slurm: needs submitit: pip install 'fedprune[slurm]'")
+            raise UsageError("--on=slurm: needs submitit: pip install submitit")
         if not values.dry_run:
             try:
                 slurm.queued()
