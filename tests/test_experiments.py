@@ -168,6 +168,17 @@ def test_dataclasses_helpers_and_names(tmp_path, monkeypatch):
         cfg.validate(cfg.override(config, {"part.size": 0}))
 
 
+def test_a_folder_hides_no_module_of_python(tmp_path):
+    """Where the command is started, which ``python -m`` puts first in the search path."""
+    for name in ("random.py", "json.py"):
+        own(tmp_path, OWN, name)
+    result = start("fedprune", "run", "./random.py:tiny", "--help_config", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "  experiment = 'random'" in result.stdout
+    result = start("fedprune", "run", "./json.py:huge", cwd=tmp_path)
+    assert result.stderr == "error: variant 'huge' of single: must be one of fast, tiny\n"
+
+
 def test_a_file_that_has_changed_is_loaded_again(tmp_path):
     """Also within the second, and as long as before: nothing is taken from a cache."""
     for name in ("one", "two"):
@@ -277,6 +288,8 @@ def test_words_of_a_command_line(tmp_path):
         assert parse.parse(["run", word], run.define).config.variant == "tiny"
     with pytest.raises(parse.UsageError, match="Missing value for flag --workdir"):
         parse.parse(["run", "single:tiny", "--workdir"], run.define)
+    with pytest.raises(parse.UsageError, match="flagfile"):
+        parse.parse(["run", f"--flagfile={tmp_path}/nothing"], run.define)
 
 
 # Help, and how long it takes -----
@@ -315,6 +328,13 @@ def test_help_has_every_flag_with_words():
     for define in (run.define, sweep_flags.define):
         text = parse.help_text(["x"], "", "", define)
         assert text.count("\n  --") == text.count("\n      ") > 10 or "(default: " in text
+
+
+def test_help_on_a_file_with_a_fault(tmp_path):
+    words = ["run", str(own(tmp_path, "'What it does.' def")), "--help"]
+    assert parse.help_text(words, "", "", run.define).endswith("own.py:\n\n")
+    words[1] = str(own(tmp_path, "'What it does.'\nimport nowhere"))
+    assert parse.help_text(words, "", "", run.define).endswith("own.py:\n\n  What it does.")
 
 
 def test_a_command_that_there_is_not():

@@ -69,7 +69,7 @@ def test_grammar(text, found):
         ("pruning.rate=0.5", "no such field (did you mean pruning.ratio?)"),
         ("snr=1", "snr: there is no such field (did you mean snr_db?)"),
         ("snr_db=1", "snr_db: is ambiguous, must be one of uplink.snr_db, downlink.snr_db"),
-        ("variant=fast,tiny", "variant: cannot be swept, --config sets it"),
+        ("variant=fast,tiny", "variant: cannot be swept, it is a label of the experiment"),
         ("ratio", "'ratio': must be FIELD=VALUE,VALUE,..."),
         ("ratio=", "pruning.ratio='': must be a number"),
         ("ratio=0.1,,0.2", "pruning.ratio='': must be a number"),

@@ -86,7 +86,7 @@ class Experiment(NamedTuple):
         from fedprune.report import pyplot
 
         pyplot()  # the file may use it without having chosen where to draw
-        return str(self.module.report(config, rows, folder))
+        return self.module.report(config, rows, folder) or ""
 
 
 class About(NamedTuple):
@@ -126,6 +126,14 @@ def about(file: Path) -> About | None:
             variants = ast.literal_eval(node.value)
     summary = (ast.get_docstring(tree) or "").partition("\n\n")[0]
     return About(file.stem, " ".join(summary.split()), variants)
+
+
+def docstring(file: Path) -> str:
+    """What a file says of itself at its top, without being loaded; "" if it cannot be read."""
+    try:
+        return ast.get_docstring(ast.parse(file.read_bytes())) or ""
+    except (SyntaxError, ValueError):
+        return ""
 
 
 def find(given: str, said: str) -> tuple[Path, str | None]:

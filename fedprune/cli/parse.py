@@ -7,11 +7,10 @@ global.
 
 from __future__ import annotations
 
-import ast
+import itertools
 import logging
 import textwrap
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from absl import flags
@@ -93,9 +92,17 @@ def _sorted(
     argv: Sequence[str], values: flags.FlagValues
 ) -> tuple[list[tuple[str, str]], list[str], list[str]]:
     """The words of a command line: experiments as (as it is said, as it is found), changes of the
-    configuration, and all else."""
-    named, changes, rest = [], [], []
-    words = iter(values.read_flags_from_files(list(argv[1:]), force_gnu=True))
+    configuration, and all else.
+
+    Raises:
+      UsageError: a file of flags cannot be read.
+    """
+    named: list[tuple[str, str]] = []
+    changes, rest = [], []
+    try:
+        words = iter(values.read_flags_from_files(list(argv[1:]), force_gnu=True))
+    except flags.Error as e:
+        raise UsageError(str(e)) from e
     for word in words:
         if not word.startswith("-"):
             named.append((word, word))
@@ -110,7 +117,7 @@ def _sorted(
             continue
         rest.append(word)
         if not equals and name in values and not values[name].boolean:
-            rest += [value for value in (next(words, None),) if value is not None]
+            rest.extend(itertools.islice(words, 1))
     return named, changes, rest
 
 
@@ -147,6 +154,5 @@ def help_text(argv: Sequence[str], usage: str, about: str, define: Define) -> st
             lines.append(f"      {text}")
     for name, value in _sorted(argv, values)[0]:
         file, _ = experiments.find(value, name)
-        said = ast.get_docstring(ast.parse(Path(file).read_text(encoding="utf-8")))
-        lines += ["", f"{name}:", "", textwrap.indent(said or "", "  ")]
+        lines += ["", f"{name}:", "", textwrap.indent(experiments.docstring(file), "  ")]
     return "\n".join(lines)
