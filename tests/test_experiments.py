@@ -176,7 +176,7 @@ def test_a_folder_hides_no_module_of_python(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "  experiment = 'random'" in result.stdout
     result = start("fedprune", "run", "./json.py:huge", cwd=tmp_path)
-    assert result.stderr == "error: variant 'huge' of single: must be one of fast, tiny\n"
+    assert result.stderr == "error: variant 'huge' of json: must be one of fast, tiny\n"
 
 
 def test_a_file_that_has_changed_is_loaded_again(tmp_path):
@@ -217,6 +217,13 @@ def test_a_file_with_a_fault_is_named(text, variant, says, tmp_path):
     assert "\n" not in str(error.value)
     if "loaded" in says:
         assert not [name for name in {*sys.modules} - names if name.startswith("_experiment")]
+
+
+def test_a_variant_that_there_is_not(tmp_path):
+    file = own(tmp_path, f"VARIANTS = 'a', 'b'\n{HEAD}{GET}{ARMS}def report(*a): pass")
+    assert experiments.load(f"{file}:b")[1].variant == "b"
+    with pytest.raises(ExperimentError, match=r"^variant 'c' of own: must be one of a, b$"):
+        experiments.load(f"{file}:c")
 
 
 @pytest.mark.parametrize(
@@ -266,7 +273,10 @@ def test_what_ships_says_which_variants_it_has():
     for name, about in listed.items():
         assert about.summary.endswith((".", ".)", "?"))
         assert about.variants
-        with pytest.raises(cfg.ConfigError, match=r"must be (one of )?") as refused:
+        module = experiments.load(name)[0].module
+        with pytest.raises(cfg.ConfigError, match="must be ") as refused:
+            module.get_config("huge")
+        with pytest.raises((cfg.ConfigError, ExperimentError), match=f"'huge' of {name}: must be"):
             experiments.load(f"{name}:huge")
         allowed = str(refused.value).rpartition("must be ")[2].removeprefix("one of ").split(", ")
         assert set(about.variants) <= set(allowed)

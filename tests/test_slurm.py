@@ -195,6 +195,7 @@ def test_a_trial_that_asks_for_it_is_requeued(cluster, tmp_path):
     again.write_text(
         "import os\n"
         "from experiments import single\n"
+        "from experiments.single import arms, report\n"
         "def get_config(variant='tiny'):\n"
         "    if os.environ.get('SLURM_JOB_ID') and not os.environ.get('SLURM_RESTART_COUNT'):\n"
         "        os._exit(42)\n"  # sys.exit would be refused, as a file that cannot be used

@@ -1,7 +1,8 @@
 """Experiments are files: where they are found, and how one becomes a module.
 
 A file has ``get_config(variant)``, whose argument has a default, ``arms(config)`` and
-``report(config, rows, folder)``; ``VARIANTS`` names its variants, for lists. It is given as
+``report(config, rows, folder)``; ``VARIANTS`` may name its variants, for lists and refusals. It is
+given as
 
     NAME[:VARIANT]             one that ships with fedprune
     path/to/FILE.py[:VARIANT]  any other, from anywhere
@@ -188,8 +189,13 @@ def load(given: str, said: str | None = None) -> tuple[Experiment, cfg.Config]:
     try:
         inspect.signature(get_config).bind(*arguments)
     except TypeError:
-        allowed = "no variants" if arguments else "no default variant, so one must be named"
-        raise ExperimentError(f"{said}: its get_config has {allowed}") from None
+        fault = "no variants" if arguments else "no default variant, so one must be named"
+        raise ExperimentError(f"{said}: its get_config has {fault}") from None
+    allowed = getattr(module, "VARIANTS", arguments)
+    if variant is not None and variant not in allowed:
+        raise ExperimentError(
+            f"variant {variant!r} of {file.stem}: must be one of {', '.join(map(str, allowed))}"
+        )
     config = _guarded(said, lambda: get_config(*arguments))
     if not isinstance(config, cfg.Config):
         raise ExperimentError(
