@@ -118,8 +118,8 @@ def own(tmp_path: Path, text: str, name: str = "own.py") -> Path:
 
 POSTPONED = """
 from __future__ import annotations
+import colorsys
 import dataclasses
-import pickle
 import helper_of_mine
 from fedprune.config import Arm, Config, spec
 
@@ -151,7 +151,8 @@ def test_dataclasses_helpers_and_names(tmp_path, monkeypatch):
     before = sys.modules.get("random")
     own(tmp_path, "NAME = 'help'", "helper_of_mine.py")
     own(tmp_path, "NAME = 'late'", "another_of_mine.py")
-    own(tmp_path, "raise ImportError('hidden')", "json.py")
+    own(tmp_path, "raise ImportError('hidden')", "colorsys.py")
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
     file = own(tmp_path, POSTPONED, "random.py")
     words = ["run", str(file), "--config.part.size=5", "--config.names=('b','c')"]
     given = parse.parse(words, run.define)
@@ -185,6 +186,7 @@ def test_a_file_that_has_changed_is_loaded_again(tmp_path):
         file = own(tmp_path, OWN.replace('"run"', f'"{name}"'))
         experiment, config = experiments.load(f"{file}:tiny")
         assert experiment.arms(config)[0].name == name
+    assert experiment.module.get_config.__annotations__["variant"] is str  # nothing is postponed
     assert not list(tmp_path.glob("__pycache__"))
 
 

@@ -95,9 +95,10 @@ def listing() -> str:
     lines = ["Experiments that ship with fedprune: fedprune run NAME[:VARIANT]", ""]
     for name, summary, variants in experiments.shipped():
         lines += [f"  {name}: {', '.join(variants)}", f"      {summary}"]
-    lines += ["", "fedprune run NAME --help has the whole text of one, fedprune run ./FILE.py runs"]
-    lines[-1] += " your own."
-    return "\n".join(lines)
+    end = (
+        "fedprune run NAME --help has the whole text of one, fedprune run ./FILE.py runs your own."
+    )
+    return "\n".join([*lines, "", end])
 
 
 def _job(given: parse.Given) -> once.Job:
