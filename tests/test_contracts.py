@@ -540,6 +540,11 @@ def air(threshold, normalisation="common"):
     )
 
 
+def selective():
+    """Blocks that fade apart, and go on from round to round."""
+    return channel.block_fading(blocks=3, taps=(1.0, 0.5), correlation=0.9, clients=5)
+
+
 def digital(threshold, **options):
     return link.orthogonal(10.0, fading=channel.block_fading(), threshold=threshold, **options)
 
@@ -547,6 +552,9 @@ def digital(threshold, **options):
 UPLINKS = {
     "ideal": lambda threshold: link.ideal(),
     **{name: lambda threshold, n=name: air(threshold, n) for name in link.NORMALISATIONS},
+    "blocks": lambda threshold: link.over_the_air(
+        10.0, "device", fading=selective(), threshold=threshold
+    ),
     "orthogonal": digital,
     "rate": lambda threshold: digital(threshold, rate=0.5),
     "entropy": lambda threshold: digital(threshold, value_bits=4, bitstream="entropy"),
@@ -554,7 +562,17 @@ UPLINKS = {
     "one_by_one": lambda threshold: link.one_by_one(link.analog(10.0)),
     "ofdma": ofdma,
 }
-FADE = {"none", "common", "device", "receiver", "orthogonal", "rate", "entropy", "holders"}
+FADE = {
+    "blocks",
+    "none",
+    "common",
+    "device",
+    "receiver",
+    "orthogonal",
+    "rate",
+    "entropy",
+    "holders",
+}
 
 
 @pytest.mark.slow
