@@ -265,14 +265,28 @@ def stratified(small, layout=None, sizes=(2, 3), batch=4, **stages):
     )
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-def test_strata_against_a_loop(devices):
-    """Of five clients three train a smaller network; the mean is over who holds a weight."""
+@pytest.mark.parametrize(("devices", "ratio"), [(1, 0.0), (4, 0.0), (1, 0.5)])
+def test_strata_against_a_loop(devices, ratio):
+    """Of five clients three train a smaller network; the mean is over who holds a weight.
+
+    With a ratio half of the kernels' weights are pruned by the server, by magnitude, in round 0.
+    """
     clients = federation(5)
+    pruner = fp.prune.scheduled(fp.prune.one_shot(ratio, 0)) if ratio else None
     state, info, _ = fp.run.simulate(
-        stratified(True, fp.mesh.make(clients=devices)), WIDE, clients, clients, 2, seed=3
+        stratified(True, fp.mesh.make(clients=devices), pruner=pruner),
+        *(WIDE, clients, clients, 2, 3),
     )
     params = WIDE.init(rng.stream(KEY, "init"))
+    mask = jax.tree.map(np.ones_like, params)
+    if ratio:
+        kernels = [abs(layer["kernel"]) for layer in params.values()]
+        middle = np.median(np.concatenate([k.reshape(-1) for k in kernels]))
+        for layer, kernel in zip(mask, kernels, strict=True):
+            mask[layer]["kernel"] = np.float32(kernel > middle)
+        params = jax.tree.map(jnp.multiply, params, mask)
+        assert all(map(np.array_equal, leaves(state.mask), leaves(mask)))
+    whole = jax.tree.map(lambda m: m > 0, mask) if ratio else None
     trainers = {2: jax.jit(sgd(WIDE)), 3: jax.jit(sgd(NARROW))}
     zeros = jax.tree.map(jnp.zeros_like, params)
     for t in range(2):
@@ -280,31 +294,42 @@ def test_strata_against_a_loop(devices):
         for k in range(5):
             at, client = rng.stream(KEY, "local", t, k), clients.client(k)
             mine = params if k < 2 else narrow(params)
-            delta = trainers[2 if k < 2 else 3](at, jnp.int32(t), mine, None, client).delta
-            ones = jax.tree.map(jnp.ones_like, delta)
+            held = whole if k < 2 or whole is None else narrow(whole)
+            delta = trainers[2 if k < 2 else 3](at, jnp.int32(t), mine, held, client).delta
+            ones = mask if k < 2 else narrow(mask)
             if k >= 2:
                 delta, ones = widen(delta, zeros), widen(ones, zeros)
             for i, (d, m) in enumerate(zip(leaves(delta), leaves(ones), strict=True)):
                 top[i] += int(clients.size[k]) * d
                 bottom[i] += int(clients.size[k]) * m
-        flat = [w + a / b for w, a, b in zip(leaves(params), top, bottom, strict=True)]
+        steps = [a / np.maximum(b, 1) for a, b in zip(top, bottom, strict=True)]
+        flat = [w + step for w, step in zip(leaves(params), steps, strict=True)]
         params = jax.tree.unflatten(jax.tree.structure(params), map(jnp.float32, flat))
     for found, expected in zip(leaves(state.params), leaves(params), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
-    sizes = [sum(v.size for v in leaves(p)) for p in (params, narrow(params))]
+    sizes = [sum(v.sum() for v in leaves(m)) for m in (mask, narrow(mask))]
     assert (info.sent == 2 * sizes[0] + 3 * sizes[1]).all()
 
 
-def test_strata_with_the_servers_mask():
-    """What is pruned is neither trained nor held by clients of any stratum."""
-    pruner = fp.prune.scheduled(fp.prune.one_shot(0.5, 0), scope="own")
-    state, _, _ = fp.run.simulate(
-        stratified(True, pruner=pruner), WIDE, federation(5), federation(5), 1
-    )
+def test_strata_with_masks_of_their_own():
+    """They may have some with scope "own", and none beside a mask that all clients share."""
+
+    def keeping(key, t, params, mask, client):
+        trained = sgd(WIDE)(key, t, params, None, client)
+        return trained._replace(held=jax.tree.map(lambda w: w > 0, params))
+
+    def one(scope):
+        strata = (Stratum(5, keeping, lambda values: values, lambda values, _: values),)
+        pruner = fp.prune.scheduled(fp.prune.one_shot(0.5, 0), scope=scope)
+        algorithm = build(
+            local=strata, uplink=link.ideal(), participation=fp.server.full(5), pruner=pruner
+        )
+        return fp.run.simulate(algorithm, WIDE, federation(5), federation(5), 1)
+
+    state, _, _ = one("own")
     assert all(np.isfinite(v).all() for v in leaves(state.params))
-    shared = fp.prune.scheduled(fp.prune.one_shot(0.5, 0))
     with pytest.raises(ValueError, match="outside the mask that all clients share"):
-        fp.run.simulate(stratified(True, pruner=shared), WIDE, federation(5), federation(5), 1)
+        one("server")
 
 
 def test_small_strata_compute_less():
@@ -358,6 +383,12 @@ def test_numbers_of_stages_are_in_the_row(stage):
     measured = fp.run.Metrics(np.zeros(1), np.zeros(1))
     rows = loop._rows(program, 4, jax.tree.map(np.asarray, infos), measured)
     assert [(row["round"], row["own"], row["clients"]) for row in rows] == [(5, 7, 3), (6, 7, 3)]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_numbers_that_are_arrays_are_refused(stage):
+    with pytest.raises(ValueError, match=r"numbers: 'own' must be a scalar, not of \(2,\)"):
+        run(lambda _: build(**numbered(stage, "own", (1.0, 2.0))), VECTOR, VECTORS, 1)
 
 
 @pytest.mark.parametrize("stage", STAGES)
