@@ -12,8 +12,12 @@ from problems import federation, leaves, mlp, same
 
 import fedprune as fp
 from fedprune import bill, channel, link, loop, resources, rng
+from fedprune import config as cfg
+from fedprune.algorithms import channel_age_loss, feddst, prunefl, scaffold
+from fedprune.build import SCHEDULES, SERVERS
 from fedprune.round import Edges, Stratum, hierarchical
 from fedprune.types import (
+    SCOPES,
     Air,
     Candidates,
     Count,
@@ -593,17 +597,7 @@ UPLINKS = {
     "one_by_one": lambda threshold: link.one_by_one(link.analog(10.0)),
     "ofdma": ofdma,
 }
-FADE = {
-    "blocks",
-    "none",
-    "common",
-    "device",
-    "receiver",
-    "orthogonal",
-    "rate",
-    "entropy",
-    "holders",
-}
+FADE = set(UPLINKS) - {"ideal", "one_by_one", "ofdma"}
 
 
 @pytest.mark.slow
@@ -658,3 +652,108 @@ def test_every_uplink_keeps_the_contract(name):
         assert value.dtype == jnp.float32
         assert (np.asarray(value) >= 0).all()
         assert np.isfinite(value).all()
+
+
+# All other stages -----
+
+
+def pruned(*args, **options):
+    return lambda: {"pruner": fp.prune.scheduled(*args, **options)}
+
+
+def sparse_training():
+    grow = feddst.train(WIDE, sgd(WIDE), sgd(WIDE), lambda t: 0.3, 8)
+    return {"local": grow, "pruner": feddst.pruner(0.5), "server": feddst.holders()}
+
+
+def reporting():
+    local = prunefl.train(WIDE, sgd(WIDE), lambda t: t % 2 == 0, 8)
+    seconds = lambda params: jax.tree.map(lambda _: 1e-4, params)
+    return {"local": local, "pruner": prunefl.pruner(0.5, seconds, 1.0)}
+
+
+SCHEDULED = cfg.Pruning(ratio=0.5, start=1, every=1, steps=2)
+CHOSEN = {
+    "full": lambda: fp.server.full(5),
+    "uniform": lambda: fp.server.uniform(5, 3),
+    "channel_age_loss": lambda: channel_age_loss.participation(5, 3),
+}
+PARTS = {
+    **{
+        f"server.{n}": lambda make=make: {"server": make(cfg.Server())}
+        for n, make in SERVERS.items()
+    },
+    **{f"schedule.{n}": pruned(make(SCHEDULED)) for n, make in SCHEDULES.items()},
+    **{f"scope.{scope}": pruned(fp.prune.one_shot(0.5, 0), scope=scope) for scope in SCOPES},
+    "structured": lambda: {
+        "pruner": fp.prune.structured(fp.prune.one_shot(0.25, 0), fp.prune.chain)
+    },
+    **{f"cohort.{n}": lambda make=make: {"participation": make()} for n, make in CHOSEN.items()},
+    "feddst": sparse_training,
+    "prunefl": reporting,
+    "scaffold": lambda: scaffold.stages(WIDE, 5, 0.1, 4, 2),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PARTS)
+def test_every_stage_keeps_the_contract(name):
+    """As for uplinks: all is well; nobody's channel is good enough; nobody has examples.
+
+    What nobody is heard of leaves the model as it was but for the mask, and the server as it was.
+    """
+    clients, thresholds = federation(5), jnp.array([0.0, DEEP, 0.0])
+    size = jnp.stack([clients.size, clients.size, jnp.zeros_like(clients.size)])
+    found = {}
+    for devices in (1, 4):
+        layout = fp.mesh.make(clients=devices, reduction="strict")
+
+        def make(threshold, layout=layout):
+            given = {"local": sgd(WIDE), "participation": fp.server.uniform(5, 3)}
+            return build(layout, **given | {"uplink": air(threshold)} | PARTS[name]())
+
+        with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
+            found[devices] = run(
+                make, WIDE, clients, 3, thresholds, 3, 1 if devices == 1 else 3, size
+            )
+    for one, four in zip(leaves(found[1]), leaves(found[4]), strict=True):
+        np.testing.assert_allclose(one, four, rtol=1e-4, atol=1e-5)
+    states, infos = found[1]
+    parts = make(0.0)
+    one = jax.eval_shape(lambda: parts.init(WIDE.init(KEY)))
+    for new, old in zip(jax.tree.leaves(states), jax.tree.leaves(one), strict=True):
+        assert (new.shape, new.dtype) == ((3, *old.shape), old.dtype)
+        assert np.isfinite(new).all()
+    start = WIDE.init(rng.stream(KEY, "init"))
+    pruner = PARTS[name]().get("pruner")
+    for path, new in jax.tree_util.tree_leaves_with_path(states.params):
+        old = start
+        for step in path:
+            old = old[step.key]
+        kept = np.ones((3, *old.shape), bool)
+        if pruner is not None:
+            mask = states.mask
+            for step in path:
+                mask = mask[step.key]
+            assert mask.dtype == bool
+            kept = np.asarray(mask) if pruner.scope == "server" else kept
+        assert (np.asarray(new[0]) != np.where(kept[0], old, 0)).any()
+        for silent in (1, 2):
+            np.testing.assert_array_equal(new[silent], np.where(kept[silent], old, 0))
+    heard = np.asarray(infos.clients)
+    assert (heard[0] > 0).all()
+    assert not heard[1:].any()
+    if pruner is not None:
+        masks = jax.tree.map(lambda m: np.asarray(m).reshape(3, -1).sum(1), states.mask)
+        np.testing.assert_array_equal(infos.kept[:, -1], sum(leaves(masks)))
+    assert not np.asarray(infos.excluded).any()
+    assert not np.asarray(infos.rejected).any()
+    uses = bill.on_host(infos.cost.channel_uses)
+    assert (uses[0] > 0).all()
+    assert not uses[1:].any()
+    for count in (infos.cost.channel_uses, infos.cost.side_information, infos.sent):
+        assert isinstance(count, Count)
+        assert (np.asarray(count.low) < 65536).all()
+    for value in infos.cost[2:]:
+        assert np.isfinite(value).all()
+        assert (np.asarray(value) >= 0).all()
