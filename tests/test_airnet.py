@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from experiments import (
-    airnet,
     airnet_ablation,
     airnet_bandwidth,
     airnet_ensemble,
@@ -15,6 +14,7 @@ from experiments import (
     airnet_snr,
     downlink,
 )
+from fedprune import airnet
 from fedprune import config as cfg
 
 EXPERIMENTS = (
@@ -71,12 +71,12 @@ def test_from_end_to_end_and_again(tmp_path):
     before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "nets").iterdir()}
     lab = airnet.Lab(config, tmp_path)
     point = airnet.Point(5.0, 1000)
-    lab.pruned("pruned", [airnet.Net(f"whole-{point}"), airnet.Net(f"half-{point}")])
-    lab.pair("pairs", [airnet.Net("pair-1000")], {}, [])
+    airnet.pruned(lab, "pruned", [airnet.Net(f"whole-{point}"), airnet.Net(f"half-{point}")])
+    airnet.pair(lab, "pairs", [airnet.Net("pair-1000")], {}, [])
     assert jax.tree.structure(lab.nets["pair-1000"].mask["low"]) == jax.tree.structure(lab.shapes)
     now = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "nets").iterdir()}
     assert now == before
-    lab.train("small", [airnet.Net("small-0.5")], {})
+    airnet.train(lab, "small", [airnet.Net("small-0.5")], {})
     assert sum(int(m.sum()) for m in jax.tree.leaves(lab.nets["small-0.5"].mask)) == 3 * 795 + 10
     # 784 inputs, 6 hidden, 10 outputs: each neuron has 784 + 1 + 10 weights, and 10 are biases.
     assert lab.weights == 6 * 795 + 10
@@ -86,7 +86,7 @@ def test_from_end_to_end_and_again(tmp_path):
         assert left == (2 * uses - 10) // 795 * 795 + 10
         for v, m in zip(jax.tree.leaves(net.params), jax.tree.leaves(net.mask), strict=True):
             assert not v[~m].any()
-    repeats = lab.protect("r", f"half-{point}", "hessian", 5.0, 1000)
+    repeats = airnet.protect(lab, "r", f"half-{point}", "hessian", 5.0, 1000)
     sizes = [int(m.sum()) for m in jax.tree.leaves(lab.nets[f"half-{point}"].mask) if m.ndim > 2]
     assert (repeats @ sizes <= 2000).all()
 
