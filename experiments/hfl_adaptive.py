@@ -23,7 +23,8 @@ The setting is near ``interior`` of ``latency_tables``: slow processors (100 cyc
 step) at 46 to 57 m, so that pruning ratios lie inside their limits, at most 95 %. (P2 has neither
 distances nor cycles; with those that fit its Table III the optimum gives some devices everything
 and prunes others altogether, which says little about learning.) The flat baseline stands at 583 to
-767 m. The warm-up step is billed. Variants as in ``hfl_pruning``.
+767 m. The warm-up step is billed, but not in ``paper``, since P2 (9) has no term for it. Variants
+as in ``hfl_pruning``.
 
 Fixed before any result was seen: accuracies after the last round, paired by seed, 95 % Student
 intervals, thresholds as written.

@@ -15,7 +15,9 @@ the share 0, 30, 50, 70, 90 % is pruned. The global model is evaluated dense, as
   mnist    as ``full`` on MNIST
   cifar10  as ``full`` on CIFAR-10, whose images make it 4096-8-10: P2's sizes are of 28×28 ones
   paper    as ``full`` with all of Table II: batch 128, learning rate 0.001 read as plain SGD's, 10
-           cloud rounds; resumable
+           cloud rounds, and 50,000 training images, as P2 has it of all its sets (Fashion-MNIST
+           has 60,000: the first ones); resumable. ``--config.data.name=mnist`` and ``cifar10`` are
+           P2's other sets
 
 ``--config.pruning.granularity=neuron`` prunes whole neurons, P2 (3).
 

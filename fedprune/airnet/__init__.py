@@ -37,6 +37,7 @@ from fedprune.airnet.protection import protect as protect
 from fedprune.airnet.protection import sensitivities as sensitivities
 from fedprune.airnet.settings import RESNET as RESNET
 from fedprune.airnet.settings import SILENT as SILENT
+from fedprune.airnet.settings import TEMPERATURE as TEMPERATURE
 from fedprune.airnet.settings import VGG as VGG
 from fedprune.airnet.settings import AirNet as AirNet
 from fedprune.airnet.settings import Comparison as Comparison

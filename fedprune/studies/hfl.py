@@ -35,6 +35,8 @@ def setting(config: Config, variant: str) -> None:
         if variant == "paper":
             config.local.lr, config.local.clip = LITERAL, 0.0
             config.local.batch, config.run.rounds = 128, 10
+            config.data.examples = 50_000
+            config.uplink.bill_warm_up = "no"
     else:
         raise ConfigError(
             f"variant {variant!r} of {config.experiment.split('.')[-1]}: must be one of fast, "
