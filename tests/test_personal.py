@@ -12,11 +12,12 @@ from problems import candidates, distance, federation, leaves, mlp, same
 from test_devices import moved_by
 
 import fedprune as fp
-from experiments import latency_tables, personalization
+from experiments import personalization
 from fedprune import backend, experiment, link, local, loop, prune, resources, rng, tree
 from fedprune import build as build_stages
 from fedprune import config as cfg
 from fedprune.checkpoint import CheckpointError
+from fedprune.studies import latency
 from fedprune.types import Clients, Model, Personal, Trained
 from fedprune.writer import RunDirectory
 
@@ -491,7 +492,7 @@ def test_the_configuration_reaches_the_stages():
         build_stages.uplink(config, network)
         flat = {"personal.method": "none", "personal.layers": ()}
         build_stages.uplink(cfg.override(config, flat), network)
-    assert seen[0] == latency_tables.PARTIAL
+    assert seen[0] == latency.PARTIAL
     assert seen[1] == resources.hierarchical(18_720, 25_168, 10, 20.0, 32, 1)
     wide = personalization.get_config("full")
     assert personalization.global_weights(wide) == 402_688
