@@ -10,7 +10,7 @@ TESTS ?=
 .PHONY: run test test-tfds docs lint clean
 
 run: $(STAMP)
-	$(BIN)/python -m launch.main --config=experiments/ota_pruning.py:fast --workdir=$(WORKDIR)
+	$(BIN)/fedprune run ota_pruning:fast --workdir=$(WORKDIR)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 3 --dist=worksteal $(TESTS)

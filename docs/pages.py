@@ -194,7 +194,7 @@ def reference(room: str) -> str:
 def rooms() -> Iterator[str]:
     """The modules and folders of the package."""
     for path in (ROOT / PACKAGE).iterdir():
-        if path.suffix == ".py" and path.stem != "__init__":
+        if path.suffix == ".py" and not path.stem.startswith("_"):
             yield path.stem
         elif (path / "__init__.py").exists():
             yield path.name

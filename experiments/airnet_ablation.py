@@ -46,6 +46,8 @@ from fedprune.config import spec
 from fedprune.report import Rule
 from fedprune.writer import Row
 
+VARIANTS = ("fast", "full", "paper")
+
 DB = 5.0
 
 

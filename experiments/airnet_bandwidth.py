@@ -30,6 +30,8 @@ from fedprune.config import spec, to_json
 from fedprune.report import Rule
 from fedprune.writer import Row
 
+VARIANTS = ("fast", "full", "paper", "paper_resnet")
+
 SPAN = (0.0, 20.0)
 BANDWIDTHS = {
     "fast": (1000, 2000, 5000),

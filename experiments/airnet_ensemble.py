@@ -39,6 +39,8 @@ from fedprune.airnet import arms as arms
 from fedprune.report import Rule
 from fedprune.writer import Row
 
+VARIANTS = ("fast", "full", "paper")
+
 LOW = -3.0
 PAIRS = {
     "pair": (LOW, 30.0, 0.5),

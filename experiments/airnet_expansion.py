@@ -28,6 +28,8 @@ from fedprune.airnet import arms as arms
 from fedprune.report import Rule
 from fedprune.writer import Row
 
+VARIANTS = ("fast", "full", "paper")
+
 GAMMAS = (0.5, 1.0, 2.0, 4.0)
 
 

@@ -26,6 +26,8 @@ from fedprune.airnet import arms as arms
 from fedprune.report import Rule
 from fedprune.writer import Row
 
+VARIANTS = ("fast", "full", "paper", "paper_resnet")
+
 TRAINED = {"0 dB": 0.0, "5 dB": 5.0, "10 dB": 10.0, "no noise": airnet.SILENT}
 
 

@@ -29,6 +29,8 @@ from fedprune.airnet import arms as arms
 from fedprune.report import Rule
 from fedprune.writer import Row
 
+VARIANTS = ("fast", "full", "paper")
+
 DB = 5.0
 WAYS = ("even", "loss", "hessian")
 

@@ -30,6 +30,8 @@ from fedprune.config import to_json
 from fedprune.report import Rule
 from fedprune.writer import Row
 
+VARIANTS = ("fast", "full", "paper", "paper_resnet")
+
 MODERATE = 5.0
 
 

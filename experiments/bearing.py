@@ -1,6 +1,6 @@
 """Diagnosis of bearings from vibration, learned over the air and pruned: an industrial example.
 
-    python -m launch.main --config=experiments/bearing.py:fast --workdir=runs/bearing_fast \\
+    fedprune run bearing:fast --workdir=runs/bearing_fast \\
         --config.data.dir=FOLDER
 
 FOLDER holds ``cwru_12k_de_1024.npz`` (see ``fedprune/data/bearing.py``): real vibration of motor
@@ -47,6 +47,7 @@ from fedprune.config import Arm, Config, ConfigError, spec, to_json
 from fedprune.studies.bearing import LAST, setting
 from fedprune.writer import Row
 
+VARIANTS = ("fast",)
 METHODS = {"one-shot": "One-shot pruning", "iterative": "Iterative pruning"}
 
 
@@ -61,7 +62,7 @@ def get_config(variant: str = "fast") -> Bearing:
     """The configuration of a variant."""
     if variant != "fast":
         raise ConfigError(f"variant {variant!r} of bearing: must be fast")
-    config = Bearing(experiment="experiments.bearing", variant=variant)
+    config = Bearing(experiment="bearing", variant=variant)
     setting(config)
     config.pruning.schedule = "iterative"
     config.pruning.start, config.pruning.every = 20, 5

@@ -1,6 +1,6 @@
 """Does personalization by motor load help the diagnosis of bearings? (P4 on real signals.)
 
-    python -m launch.main --config=experiments/bearing_personal.py:fast \\
+    fedprune run bearing_personal:fast \\
         --workdir=runs/bearing_personal --config.data.dir=FOLDER
 
 Data, clients, network and optimizer are those of ``experiments/bearing.py``: 20 clients, 5
@@ -32,6 +32,7 @@ from fedprune.studies.bearing import LAST, setting
 from fedprune.studies.personal import client_table, points
 from fedprune.writer import Row
 
+VARIANTS = ("fast",)
 LAYERS = {"conv": ("Conv",), "head": ("Dense_1",)}
 
 
@@ -39,7 +40,7 @@ def get_config(variant: str = "fast") -> Config:
     """The configuration of a variant."""
     if variant != "fast":
         raise ConfigError(f"variant {variant!r} of bearing_personal: must be fast")
-    config = Config(experiment="experiments.bearing_personal", variant=variant)
+    config = Config(experiment="bearing_personal", variant=variant)
     setting(config)
     config.personal.lr, config.personal.steps = config.local.lr, config.local.steps
     config.uplink.link, config.run.test = "ideal", "clients"

@@ -1,6 +1,6 @@
 """Does protecting the downlink pay? Federated training over a noisy broadcast.
 
-    python -m launch.main --config=experiments/downlink.py:fast --workdir=runs/downlink
+    fedprune run downlink:fast --workdir=runs/downlink
 
 Every round the server broadcasts the model as analog symbols (P3's link); each client receives it
 with noise of its own, trains, and sends back the change. The uplink is perfect, so that only the
@@ -34,6 +34,7 @@ from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
 from fedprune.writer import Row
 
+VARIANTS = ("fast", "full")
 ANALOG = {"downlink.link": "analog"}
 PRUNED = {"pruning.schedule": "iterative", "pruning.granularity": "unit", "pruning.ratio": 0.75}
 CODES: dict[str, dict[str, Any]] = {
@@ -50,7 +51,7 @@ def get_config(variant: str = "fast") -> Config:
     """The configuration of a variant."""
     if variant not in ("fast", "full"):
         raise ConfigError(f"variant {variant!r} of downlink: must be one of fast, full")
-    config = Config(experiment="experiments.downlink", variant=variant)
+    config = Config(experiment="downlink", variant=variant)
     config.uplink.link, config.downlink.snr_db = "ideal", 0.0
     config.pruning.start, config.pruning.every, config.pruning.steps = 4, 2, 5
     if variant == "full":

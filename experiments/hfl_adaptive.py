@@ -1,6 +1,6 @@
 """Hierarchical federated learning with pruning that fits the channels (P2, Figs. 3-5).
 
-    python -m launch.main --config=experiments/hfl_adaptive.py:fast --workdir=runs/hfl_adaptive
+    fedprune run hfl_adaptive:fast --workdir=runs/hfl_adaptive
 
 Network, federation and training of ``hfl_pruning``. In every edge round each edge server learns its
 devices' channels and divides its 20 MHz and their pruning ratios such that all are in time: T_th is
@@ -51,7 +51,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 
 from fedprune import allocation, channel, resources
@@ -60,6 +59,8 @@ from fedprune.config import Arm, Config, ConfigError, spec, to_json
 from fedprune.studies.hfl import setting
 from fedprune.studies.latency import CONV, DENSE
 from fedprune.writer import Row
+
+VARIANTS = ("fast", "full", "mnist", "cifar10", "paper")
 
 
 @dataclass
@@ -73,7 +74,7 @@ class HflAdaptive(Config):
 
 def get_config(variant: str = "fast") -> HflAdaptive:
     """The configuration of a variant."""
-    config = HflAdaptive(experiment="experiments.hfl_adaptive", variant=variant)
+    config = HflAdaptive(experiment="hfl_adaptive", variant=variant)
     setting(config, variant)
     config.mesh.arms = 1  # three seeds do not divide among an even number of devices
     config.pruning.schedule = "allocated"
@@ -226,7 +227,7 @@ def ratio_figure(path: Path, config: HflAdaptive, rounds: int = 50) -> None:
 
     every = jax.vmap(jax.vmap(ratios, (None, None, 0)), (None, 0, None))
     seeds, ts = jnp.arange(config.run.seeds), jnp.arange(rounds)
-    with matplotlib.rc_context(rp.STYLE):
+    with rp.styled():
         figure, axes = rp.canvas(4.2, 3.5)
         colours = rp.colour("viridis", np.linspace(0.05, 0.85, len(config.limits_ms)))
         for ms, colour in zip(config.limits_ms, colours, strict=True):

@@ -1,6 +1,6 @@
 """Hierarchical federated learning with importance-based pruning at fixed ratios (P2, Fig. 2).
 
-    python -m launch.main --config=experiments/hfl_pruning.py:fast --workdir=runs/hfl_pruning
+    fedprune run hfl_pruning:fast --workdir=runs/hfl_pruning
 
 25 devices at 5 edge servers; every device takes a warm-up step, prunes the fully connected weights
 that it changed least, P2 (2), and trains the rest; an edge server averages each weight over those
@@ -46,6 +46,8 @@ from fedprune.config import Arm, Config, spec, to_json
 from fedprune.studies.hfl import LITERAL, setting
 from fedprune.writer import Row
 
+VARIANTS = ("fast", "full", "mnist", "cifar10", "paper")
+
 
 @dataclass
 class HflPruning(Config):
@@ -56,7 +58,7 @@ class HflPruning(Config):
 
 def get_config(variant: str = "fast") -> HflPruning:
     """The configuration of a variant."""
-    config = HflPruning(experiment="experiments.hfl_pruning", variant=variant)
+    config = HflPruning(experiment="hfl_pruning", variant=variant)
     setting(config, variant)
     config.pruning.schedule, config.pruning.start = "one_shot", 0
     return config

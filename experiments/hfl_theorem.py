@@ -1,6 +1,6 @@
 """P2's Theorem 1 with constants measured in a run, as printed and as derived from its lemmas.
 
-    python -m launch.main --config=experiments/hfl_theorem.py:fast --workdir=runs/hfl_theorem
+    fedprune run hfl_theorem:fast --workdir=runs/hfl_theorem
 
 The setting is ``hfl_pruning:fast`` with 50 % pruned, 6 cloud rounds, 3 seeds; a few minutes on 2
 cores. The left side of (22) is the mean of ||grad F(w_q)||^2 over the models at the start of the
@@ -35,6 +35,7 @@ from fedprune.studies.hfl import setting
 from fedprune.types import Clients, Model, Params
 from fedprune.writer import Row
 
+VARIANTS = ("fast",)
 BATCHES = 8
 """gradients of single batches, of each device and model"""
 
@@ -57,7 +58,7 @@ def get_config(variant: str = "fast") -> Config:
     """The configuration of a variant."""
     if variant != "fast":
         raise ConfigError(f"variant {variant!r} of hfl_theorem: must be fast")
-    config = Config(experiment="experiments.hfl_theorem", variant=variant)
+    config = Config(experiment="hfl_theorem", variant=variant)
     setting(config, variant)
     config.local.lr, config.local.clip = 0.2, 0.0  # the theorem is on plain SGD
     config.pruning.schedule, config.pruning.start, config.pruning.ratio = "one_shot", 0, 0.5

@@ -1,6 +1,6 @@
 """Latency of a round with optimal, equal and no pruning: P2's Table III and P4's Table I.
 
-    python -m launch.main --config=experiments/latency_tables.py:all --workdir=runs/latency_tables
+    fedprune run latency_tables:all --workdir=runs/latency_tables
 
 Takes less than a minute on 2 cores; nothing is trained. Neither paper gives distances, antennas,
 cycles a weight, the kernels' size or P4's numbers of steps, so the settings below are fitted. Which
@@ -33,7 +33,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 
 from fedprune import allocation, channel, resources, rng
@@ -52,12 +51,14 @@ from fedprune.studies.latency import (
 )
 from fedprune.writer import Row
 
+VARIANTS = ("all",)
+
 
 def get_config(variant: str = "all") -> Config:
     """The configuration of a variant; ``run.rounds`` and ``run.seeds`` are what counts in it."""
     if variant != "all":
         raise ConfigError(f"variant {variant!r} of latency_tables: must be all")
-    config = Config(experiment="experiments.latency_tables", variant=variant)
+    config = Config(experiment="latency_tables", variant=variant)
     config.run.rounds, config.run.seeds = 200, 5
     return config
 
@@ -261,7 +262,7 @@ def capability_figure(path: Path) -> None:
         best = allocation.optimal(allocation.problem(preset.work, f, rate, limit))
         return best.share[0], best.ratio[0]
 
-    with matplotlib.rc_context(rp.STYLE):
+    with rp.styled():
         drawing, axes = rp.canvas(8.4, 3.5, 2)
         colours = rp.colour("viridis", np.linspace(0.05, 0.85, 4))
         for ms, colour in zip((25, 30, 35, 40), colours, strict=True):
@@ -278,7 +279,7 @@ def capability_figure(path: Path) -> None:
 
 def figure(path: Path, found: dict[str, Rounds]) -> None:
     """Optimal shares against the rate, and against the distance in the settings above."""
-    with matplotlib.rc_context(rp.STYLE):
+    with rp.styled():
         drawing, (left, right) = rp.canvas(8.4, 3.7, 2)
         _against_rate(left)
         for name, rounds in found.items():

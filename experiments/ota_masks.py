@@ -1,6 +1,6 @@
 """What masks of the clients' own cost and gain under superposition (P0).
 
-    python -m launch.main --config=experiments/ota_masks.py:fast --workdir=runs/ota_masks
+    fedprune run ota_masks:fast --workdir=runs/ota_masks
 
 P0 says that the devices prune, and superposes their updates. Where their masks differ, the server
 hears only sum_k m_k g_k, and nobody knows who kept which weight. Variants, about 4 minutes each on
@@ -44,6 +44,7 @@ from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
 from fedprune.writer import Row
 
+VARIANTS = ("fast", "noniid")
 CLAIMS = [
     ("common-above-own", "common more than 1 point above own", "common", "own", 1.0),
     ("counting-pays", "own-counted above own", "own-counted", "own", 0.0),
@@ -74,7 +75,7 @@ CLAIMS = [
 
 def get_config(variant: str = "fast") -> Config:
     """The configuration of a variant."""
-    config = Config(experiment="experiments.ota_masks", variant=variant)
+    config = Config(experiment="ota_masks", variant=variant)
     config.pruning.schedule, config.pruning.ratio = "iterative", 0.9
     if variant == "noniid":
         config.data.partition, config.data.alpha = "dirichlet", 0.3

@@ -1,6 +1,6 @@
 """Over-the-air federated learning with one-shot and iterative magnitude pruning (P0, section IV).
 
-    python -m launch.main --config=experiments/ota_pruning.py:fast --workdir=runs/ota_pruning_fast
+    fedprune run ota_pruning:fast --workdir=runs/ota_pruning_fast
 
 Variants, with their time on 2 cores:
 
@@ -88,6 +88,7 @@ from fedprune.config import Arm, Config, ConfigError, spec, to_json
 from fedprune.studies.ota import OWN, PARTICIPATION, Condition, accuracy, claims, stated
 from fedprune.writer import Row
 
+VARIANTS = ("fast", "fashion", "noniid", "snr", "paper")
 METHODS = {
     "one-shot": "One-shot pruning",
     "one-shot-first": "Early one-shot pruning",
@@ -119,7 +120,7 @@ class OtaPruning(Config):
 
 def get_config(variant: str = "fast") -> OtaPruning:
     """The configuration of a variant."""
-    config = OtaPruning(experiment="experiments.ota_pruning", variant=variant)
+    config = OtaPruning(experiment="ota_pruning", variant=variant)
     config.pruning.schedule = "iterative"
     if variant == "fashion":
         config.data.name, config.data.clients = "fashion_mnist", 100

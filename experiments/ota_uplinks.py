@@ -1,6 +1,6 @@
 """What over-the-air aggregation saves beside digital uplinks, and what fading costs it (P0).
 
-    python -m launch.main --config=experiments/ota_uplinks.py:fast --workdir=runs/ota_uplinks
+    fedprune run ota_uplinks:fast --workdir=runs/ota_uplinks
 
 P0 section II claims that superposition "consolidates data transmission, significantly reducing the
 need for bandwidth". Variant ``fast`` (about 5 minutes on 2 cores) measures it: embedded
@@ -28,6 +28,7 @@ from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
 from fedprune.writer import Row
 
+VARIANTS = ("fast",)
 UPLINKS: dict[str, dict[str, Any]] = {
     "air": {"uplink.normalisation": "common", "uplink.threshold": 0.1},
     "air-csi": {
@@ -50,7 +51,7 @@ def get_config(variant: str = "fast") -> Config:
     """The configuration of a variant."""
     if variant != "fast":
         raise ConfigError(f"variant {variant!r} of ota_uplinks: must be fast")
-    config = Config(experiment="experiments.ota_uplinks", variant=variant)
+    config = Config(experiment="ota_uplinks", variant=variant)
     config.pruning.schedule = "iterative"
     config.uplink.fading = "rayleigh"
     return config

@@ -1,6 +1,6 @@
 """Partial pruning and personalization of wireless federated learning (P4, Figs. 3-6).
 
-    python -m launch.main --config=experiments/personalization.py:fast --workdir=runs/personal
+    fedprune run personalization:fast --workdir=runs/personal
 
 Ten clients with few labels each train a CNN whose convolutions are personal and whose fully
 connected layers are global, P4 section V: in a round tau_v steps on the convolutions, one warm-up
@@ -102,7 +102,7 @@ def get_config(variant: str = "fast") -> Personalization:
         raise ConfigError(
             f"variant {variant!r} of personalization: must be one of {', '.join(VARIANTS)}"
         )
-    config = Personalization(experiment="experiments.personalization", variant=variant)
+    config = Personalization(experiment="personalization", variant=variant)
     config.data.clients, config.data.partition = 10, "label_k"
     config.data.classes_per_client, config.cohort.weighting = 2, "plain"
     config.model.hidden, steps = (128,), 5

@@ -1,7 +1,7 @@
 """One federation, as its configuration says: the base for sweeps, and for runs of your own.
 
-    python -m launch.main --config=experiments/single.py:fast --workdir=runs/single
-    python -m launch.sweep --config=experiments/single.py:fast \
+    fedprune run single:fast --workdir=runs/single
+    fedprune sweep single:fast \\
         --grid='uplink.snr_db=0,10,20 pruning.ratio=0.3,0.9 seed=0:3' --workdir=runs/sweep
 
 Variants:
@@ -21,12 +21,13 @@ from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
 from fedprune.writer import Row
 
+VARIANTS = ("fast", "tiny")
 ARM = "run"
 
 
 def get_config(variant: str = "fast") -> Config:
     """The configuration of a variant."""
-    config = Config(experiment="experiments.single", variant=variant)
+    config = Config(experiment="single", variant=variant)
     config.pruning.schedule = "iterative"
     if variant == "tiny":
         config.data.clients, config.model.name, config.model.hidden = 4, "mlp", (8,)

@@ -499,10 +499,10 @@ class Run:
 
 @dataclass
 class Config:
-    """A whole experiment. ``experiment`` names the module that runs it."""
+    """A whole experiment. ``experiment`` and ``variant`` are labels; the command line sets them."""
 
-    experiment: str = spec("", "module that runs it; --config sets it")
-    variant: str = spec("", "variant of the experiment; --config sets it")
+    experiment: str = spec("", "name of the experiment's file, a label; the command line sets it")
+    variant: str = spec("", "variant of the experiment, a label; the command line sets it")
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     local: Local = field(default_factory=Local)

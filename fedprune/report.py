@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from scipy import stats
 
 from fedprune.writer import Row, write_bytes, write_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LEVEL = 0.95
 STYLE: Any = {
@@ -84,6 +84,8 @@ def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean = values.mean(0)
     if n < 2:
         return mean, np.full_like(mean, np.nan)
+    from scipy import stats  # as long to import as all else here
+
     t = stats.t.ppf(0.5 + LEVEL / 2, n - 1)
     return mean, t * values.std(0, ddof=1) / np.sqrt(n)
 
@@ -206,14 +208,27 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
     )
 
 
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """Figures that are made inside look as ours do."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
 def canvas(width: float, height: float, panels: int = 1) -> tuple[Figure, Any]:
     """A figure and its panels beside one another, without any backend: it can be saved only."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(1, panels)
 
 
 def colour(name: str, where: Any) -> Any:
     """Of a map of colours, at numbers from 0 to 1."""
+    import matplotlib
+
     return matplotlib.colormaps[name](where)
 
 
@@ -240,8 +255,10 @@ def accuracy_figure(
       marks: rounds to mark on the axis, for example those of pruning.
       column: drawn in place of the accuracy, such as "test_loss".
     """
+    from matplotlib.ticker import MaxNLocator
+
     scale, ylabel = (100, "test accuracy (%)") if column == "test_accuracy" else (1, column)
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure, axes = canvas(4.2, 3.5)
         colours = ["black", *colour("viridis", np.linspace(0.05, 0.85, len(arms) - 1))]
         reference = curves(rows, next(iter(arms)), column)[1]
@@ -284,9 +301,11 @@ def partition_figure(path: Path, counts: np.ndarray, names: Sequence[str], title
       names: of the classes.
       title: above the axes.
     """
+    from matplotlib.ticker import MaxNLocator
+
     clients, classes = counts.shape
     left = np.cumsum(counts, 1) - counts
-    with matplotlib.rc_context(STYLE):
+    with styled():
         size = (5.6, min(9.0, 1.2 + 0.16 * max(clients, classes)))
         figure, axes = canvas(*size)
         colours = colour("turbo", np.linspace(0.03, 0.97, classes))
@@ -374,7 +393,7 @@ def line_figure(
       xlabel: below the axes.
       ylabel: beside them.
     """
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure, axes = canvas(4.2, 3.5)
         colours = colour("viridis", np.linspace(0.05, 0.85, len(lines)))
         shifts = 0.012 * np.ptp(x) * (np.arange(len(lines)) - (len(lines) - 1) / 2)
@@ -400,7 +419,7 @@ def cost_figure(
       column: of the cost of one round, such as "channel_uses".
       xlabel: below the axes.
     """
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure, axes = canvas(4.6, 3.8)
         colours = colour("viridis", np.linspace(0.05, 0.85, -(-len(arms) // 2)))
         for i, (arm, label) in enumerate(arms.items()):
@@ -433,7 +452,7 @@ def tradeoff_figure(
       xlabel: below the axes, which are logarithmic.
       ylabel: beside them.
     """
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure, axes = canvas(5.0, 3.6)
         colours = colour("viridis", np.linspace(0.0, 0.9, len(points)))
         spent = [x for x, _ in points.values()]
@@ -452,6 +471,8 @@ def tradeoff_figure(
 
 def label_decades(axes: Any) -> None:
     """Labels on a logarithmic axis that do not overlap, whatever its range is."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     low, high = axes.get_xlim()
 
     def name(x: float, _: int) -> str:

@@ -20,10 +20,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import masked_crc32c
-from tensorboardX.summary import scalar
-
 log = logging.getLogger(__name__)
 
 LOCK = ".fedprune.lock"
@@ -43,7 +39,7 @@ class RunDirectory:
 
     ``config.json`` is the configuration, written last, so that a directory that has it is complete.
     ``run.json`` has the run's id, the run that it was resumed from, and every start with its
-    versions and devices.
+    versions, devices and the file of its experiment.
 
     Args:
       path: a run directory, an empty one, or one to be made.
@@ -75,7 +71,7 @@ class RunDirectory:
         self.path = Path(path)
         file = self.path / "config.json"
         # Through JSON and back, so that tuples compare with the lists they become.
-        self._config = config = json.loads(json.dumps(config))
+        self._config = config = relabelled(json.loads(json.dumps(config)))
         source = None if resume_from is None else Path(resume_from)
         begun = file.exists() and not fresh
         self._moved: list[str] = []
@@ -112,7 +108,8 @@ class RunDirectory:
             numbers. Nothing is written.
         """
         run = _read_json(self.path / "run.json")
-        moved, apart = list(self._moved), dict.fromkeys(("at", "ended", "arithmetic"))
+        moved = list(self._moved)
+        apart = dict.fromkeys(("at", "ended", "arithmetic", "experiment"))
         arithmetic = environment.get("arithmetic")
         for last in run["starts"][-1:]:
             for _, text in differences(last.get("arithmetic", arithmetic), arithmetic):
@@ -121,6 +118,13 @@ class RunDirectory:
                     " take a new directory, or start over with --fresh"
                 )
             moved += [t for _, t in differences({**last, **apart}, {**environment, **apart})]
+            before, now = (start.get("experiment") for start in (last, environment))
+            if before and now and before["sha256"] != now["sha256"]:
+                log.warning(
+                    "resuming with another %s: the experiment's file has changed since the last"
+                    " start (its configuration and arms are checked, its report is not)",
+                    now["file"] or now["name"],
+                )
         for text in moved:
             log.warning("resuming elsewhere: %s; numbers may differ in their last bits", text)
         if self._moved:
@@ -142,7 +146,7 @@ class RunDirectory:
     ) -> list[str]:
         """In which of ``places`` the configuration differs from the directory's, in words."""
         moved = []
-        for name, text in differences(_read_json(self.path / "config.json"), config):
+        for name, text in differences(_read_config(self.path), config):
             if name not in places:
                 raise RunDirectoryError(
                     f"workdir={self.path}: belongs to another configuration ({text}); take a new"
@@ -269,6 +273,9 @@ class Metrics:
 
     def _show(self, name: str, rows: Sequence[Row]) -> None:
         """Appends rows of one arm and seed to its file of TensorBoard events."""
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
         now, events = time.time(), []
         if name not in self._begun:
             host = socket.gethostname()
@@ -292,6 +299,8 @@ class Metrics:
 
 def _record(data: bytes) -> bytes:
     """One record of a TFRecord file, which TensorBoard reads."""
+    from tensorboardX.record_writer import masked_crc32c
+
     size = struct.pack("<Q", len(data))
     sums = [struct.pack("<I", masked_crc32c(part)) for part in (size, data)]
     return size + sums[0] + data + sums[1]
@@ -405,6 +414,23 @@ def _read_json(path: Path) -> Any:
         raise RunDirectoryError(f"{path}: cannot be read ({e})") from e
 
 
+def _read_config(folder: Path) -> Any:
+    return relabelled(_read_json(folder / "config.json"))
+
+
+def relabelled(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration, as plain values, in which an experiment is called by its file's name alone.
+
+    Up to version 0.1 it was the module ``experiments.NAME``. A program of several trials has its
+    configuration under the key "config".
+    """
+    if isinstance(config.get("config"), dict):
+        return config | {"config": relabelled(config["config"])}
+    if "experiment" not in config:
+        return config
+    return config | {"experiment": str(config["experiment"]).removeprefix("experiments.")}
+
+
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
@@ -469,7 +495,7 @@ def _open_source(source: Path, path: Path, config: dict[str, Any], free: Sequenc
             raise RunDirectoryError(f"{given}: is not a run directory with checkpoints (no {name})")
     if source.resolve() == path.resolve():
         raise RunDirectoryError(f"{given}: must be another directory than workdir={path}")
-    for name, text in differences(_read_json(source / "config.json"), config):
+    for name, text in differences(_read_config(source), config):
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in free):
             raise RunDirectoryError(
                 f"{given}: {text}, but only these may differ: {', '.join(free)}"

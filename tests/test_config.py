@@ -295,7 +295,8 @@ VARIANTS = [
 def test_every_variant_is_valid(module, variant):
     """With all of its arms; a variant that does not exist is refused with those that do."""
     config = module.get_config(variant)
-    assert (config.experiment, config.variant) == (module.__name__, variant)
+    assert config.variant == variant
+    assert f"experiments.{config.experiment.removeprefix('experiments.')}" == module.__name__
     for arm in module.arms(config):
         cfg.validate(cfg.override(config, arm.overrides))
     with pytest.raises(cfg.ConfigError, match=f"variant 'huge' .* must be .*{variant}"):

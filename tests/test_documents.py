@@ -1,6 +1,5 @@
 """What the documents show runs: the examples of the README, the how-to pages and the notebooks."""
 
-import ast
 import importlib
 import importlib.util
 import re
@@ -13,11 +12,10 @@ from pathlib import Path
 import jax
 import nbformat
 import pytest
-from absl.flags import FLAGS
 from nbclient import NotebookClient
 
-from fedprune import config
-from launch import grid, main, report, sweep
+from fedprune import config as cfg
+from fedprune.cli import grid, main, parse, report, run, sweep_flags
 
 ROOT = Path(__file__).parents[1]
 HOWTO = ROOT / "docs" / "howto"
@@ -37,7 +35,7 @@ LAUNCHES = [
     line.strip()
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
     for line in re.sub(r"\\\n *", "", page.read_text()).splitlines()
-    if re.match(r" *(srun .*)?\.venv/bin/python -m launch\.", line)
+    if re.match(r" *(srun .*)?\.venv/bin/fedprune ", line)
 ]
 spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "pages.py")
 pages = importlib.util.module_from_spec(spec)
@@ -61,9 +59,7 @@ def test_there_are_examples():
     assert EXAMPLES
     assert NOTEBOOKS
     assert PAGES
-    assert {line.partition("launch.")[2].split()[0] for line in LAUNCHES} == {
-        "main", "sweep", "report",
-    }  # fmt: skip
+    assert {line.partition("fedprune ")[2].split()[0] for line in LAUNCHES} == set(main.COMMANDS)
 
 
 @pytest.fixture
@@ -89,44 +85,24 @@ def test_howto(page, monkeypatch, tmp_path, quickly_compiled):
 @pytest.mark.parametrize("line", sorted(set(LAUNCHES)))
 def test_launch_lines(line, tmp_path, monkeypatch, capsys):
     """Flags exist and take these values, and configuration and grid are ones that are allowed."""
-    command = line.partition("-m launch.")[2].partition(" || ")[0]
+    command = line.partition("bin/fedprune ")[2].partition(" || ")[0]
     name, *arguments = shlex.split(command, comments=True)
     if name == "report":
         monkeypatch.chdir(tmp_path)  # where none of the folders is
         assert report.main([name, *arguments]) == 2
-        assert ": there is no such folder" in capsys.readouterr().err
+        says = ": is no run directory" if "--remake" in arguments else ": there is no such folder"
+        assert says in capsys.readouterr().err
         return
-    assert all(argument.startswith("--") for argument in arguments)
-    given = dict(argument[2:].partition("=")[::2] for argument in arguments)
-    own = {"main": main, "sweep": sweep}[name].__name__
-    for flag, value in given.items():
-        if not flag.startswith("config"):
-            flag = flag if flag in FLAGS else flag.removeprefix("no")
-            assert FLAGS.find_module_defining_flag(flag) == own or flag == "workdir"
-            if value:
-                FLAGS[flag].parser.parse(value)
-            else:
-                assert FLAGS[flag].boolean
-    assert "workdir" in given or "help_config" in given
-    if "config" not in given:
-        assert name == "sweep"
-        assert "grid" not in given
+    given = parse.parse([name, *arguments], {"run": run, "sweep": sweep_flags}[name].define)
+    if given.experiment is None:
+        assert (name, given.values.grid) == ("sweep", None)
+        assert given.values.workdir
         return
-    file, _, variant = given["config"].partition(":")
-    module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
-    changes = {flag[7:]: said(v) for flag, v in given.items() if flag.startswith("config.")}
-    found = config.override(module.get_config(variant), changes)
-    config.validate(found)
+    cfg.validate(given.config)
     if name == "sweep":
-        grid.check(found, grid.parse(given["grid"], found), module.arms)
-
-
-def said(value: str):
-    """A flag's value: a number, a tuple or a word."""
-    try:
-        return ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-        return value
+        assert given.values.workdir
+        asked = grid.parse(given.values.grid, given.config)
+        grid.check(given.config, asked, given.experiment.arms)
 
 
 def test_every_page_is_listed():

@@ -19,8 +19,8 @@ import pytest
 from experiments import ota_pruning, single
 from fedprune import config as cfg
 from fedprune import experiment
+from fedprune.cli import once
 from fedprune.writer import read_rows
-from launch import main as launcher
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "--config=experiments/ota_pruning.py:fast"
@@ -70,7 +70,12 @@ def launch(*args) -> subprocess.CompletedProcess:
         (["--config=experiments/nothing.py:fast"], "there is no such experiment file"),
         (["--config=experiments/ota_prunning.py"], "(did you mean experiments/ota_pruning.py?)"),
         ([CONFIG, "--colour=red"], "Unknown command line flag 'colour'"),
-        ([], "--config is missing"),
+        ([], "no experiment is named: give the name of one that ships, or a file of your own"),
+        (["--config.seed=3"], "--config.seed=3: needs an experiment"),
+        ([CONFIG, "single"], "single: one experiment at a time, which is --config=experiments/ota"),
+        ([CONFIG, "--config.experiment=x"], "--config.experiment=x: cannot be set"),
+        (["singel:tiny"], "singel:tiny: there is no such experiment (did you mean single?); must"),
+        (["airnet"], "airnet: there is no such experiment"),
         ([CONFIG, "--resume_from="], "--resume_from='': must be a path of this machine"),
         ([CONFIG, "--config.data.dir=s3://sets"], "data.dir='s3://sets': must be a path of this"),
         ([CONFIG, "--config.mesh.devices=2", "--config.mesh.arms=3"], "mesh.arms=3: must divide"),
@@ -194,8 +199,8 @@ def test_a_report_that_fails_loses_nothing(unbroken, tmp_path):
 
     config = ota_pruning.get_config("fast")
     rows = list(read_rows(unbroken / "metrics.jsonl"))
-    with pytest.raises(launcher.ReportError, match="TypeError: of all things, in test_launch"):
-        launcher._reported(SimpleNamespace(report=report), config, rows, tmp_path)
+    with pytest.raises(once.ReportError, match="TypeError: of all things, in test_launch"):
+        once.reported(SimpleNamespace(report=report), config, rows, tmp_path)
     found, whole = (
         json.loads((folder / "summary.json").read_text())["arms"] for folder in (tmp_path, unbroken)
     )

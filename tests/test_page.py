@@ -17,9 +17,9 @@ from experiments import ota_pruning
 from fedprune import config as cfg
 from fedprune import page
 from fedprune import report as rp
+from fedprune.cli import report as command
 from fedprune.page import figures
 from fedprune.writer import RunDirectory
-from launch import report as command
 
 EVIL = "<script>alert('1')</script> & \"$x$\" --> {{ 7 * 7 }}"
 ARMS = ("dense", "pruned-50", EVIL)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fedprune import meeting
-from launch import monitor
+from fedprune.cli import monitor
 
 ROOT = Path(__file__).parents[1]
 ROUNDS, ARMS = 200, 3

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def start(main: str, **options) -> subprocess.Popen:
-    script = f"import signal, sys, time; from launch import shell; shell.run(lambda argv: {main})"
+    script = (
+        f"import signal, sys, time; from fedprune.cli import shell; shell.run(lambda argv: {main})"
+    )
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", script]
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, **options)

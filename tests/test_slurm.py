@@ -112,7 +112,7 @@ def process_of(folder: Path) -> int:
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (place / "cmdline").read_bytes().decode().split("\0")
-            if "launch.main" in words and f"--workdir={folder}" in words:
+            if "fedprune" in words and f"--workdir={folder}" in words:
                 return int(place.name)
     raise AssertionError(f"nobody runs {folder}")
 
@@ -195,6 +195,7 @@ def test_a_trial_that_asks_for_it_is_requeued(cluster, tmp_path):
     again.write_text(
         "import os\n"
         "from experiments import single\n"
+        "from experiments.single import arms, report\n"
         "def get_config(variant='tiny'):\n"
         "    if os.environ.get('SLURM_JOB_ID') and not os.environ.get('SLURM_RESTART_COUNT'):\n"
         "        os._exit(42)\n"  # sys.exit would be refused, as a file that cannot be used
@@ -209,7 +210,7 @@ def test_a_trial_that_asks_for_it_is_requeued(cluster, tmp_path):
         error = process.communicate(timeout=1200)[1]
     assert process.returncode == 0, error
     log = (folder / "logs" / "run.seed=3.log").read_text()
-    assert len(re.findall(r"^\$ .* -m launch.main", log, re.M)) == 2
+    assert len(re.findall(r"^\$ .* -m fedprune run", log, re.M)) == 2
     assert rounds(folder / "trials" / "run.seed=3") == 8
 
 

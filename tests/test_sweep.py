@@ -22,8 +22,20 @@ from jax.errors import JaxRuntimeError
 from experiments import latency_tables, ota_pruning, single
 from fedprune import config as cfg
 from fedprune import experiment
+from fedprune.cli import (
+    cloud,
+    collect,
+    grid,
+    parse,
+    places,
+    program,
+    progress,
+    run,
+    slurm,
+    sweep,
+    trials,
+)
 from fedprune.writer import RunDirectory
-from launch import cloud, collect, grid, program, slurm, sweep, trials
 
 ROOT = Path(__file__).parents[1]
 CONFIG = single.get_config("tiny")
@@ -57,7 +69,7 @@ def test_grammar(text, found):
         ("pruning.rate=0.5", "no such field (did you mean pruning.ratio?)"),
         ("snr=1", "snr: there is no such field (did you mean snr_db?)"),
         ("snr_db=1", "snr_db: is ambiguous, must be one of uplink.snr_db, downlink.snr_db"),
-        ("variant=fast,tiny", "variant: cannot be swept, --config sets it"),
+        ("variant=fast,tiny", "variant: cannot be swept, it is a label of the experiment"),
         ("ratio", "'ratio': must be FIELD=VALUE,VALUE,..."),
         ("ratio=", "pruning.ratio='': must be a number"),
         ("ratio=0.1,,0.2", "pruning.ratio='': must be a number"),
@@ -103,12 +115,9 @@ def test_arguments_are_read_as_the_same_values():
     values = {"uplink.snr_db": 1 / 3, "run.seed": 3, "model.hidden": (8,), "model.name": "mlp"}
     values |= {"model.filters": (4, 6), "local.lr": 1e-7}
     arguments = [grid.argument(path, value) for path, value in values.items()]
-    code = "import json, sys; from launch import main; from fedprune import config as c; "
-    code += "print(json.dumps({p: v for p, _, v in c.fields(main.parse(sys.argv))}))"
-    command = [sys.executable, "-c", code, "--config=experiments/single.py:tiny", *arguments]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    found = json.loads(result.stdout)
-    assert {path: found[path] for path in values} == json.loads(json.dumps(values))
+    given = parse.parse(["run", "--config=experiments/single.py:tiny", *arguments], run.define)
+    found = {path: value for path, _, value in cfg.fields(given.config)}
+    assert {path: found[path] for path in values} == values
 
 
 def refused(module, config, text: str) -> str:
@@ -133,7 +142,7 @@ def test_every_trial_is_validated():
 def test_a_field_that_changes_nothing_is_refused():
     config = ota_pruning.get_config("fast")
     says = refused(ota_pruning, config, "uplink.snr_db=0,5 pruning.ratio=0.3,0.9")
-    assert says.startswith("pruning.ratio: every arm of experiments.ota_pruning sets it itself")
+    assert says.startswith("pruning.ratio: every arm of ota_pruning sets it itself")
     assert "has no arms" in refused(
         latency_tables, latency_tables.get_config(), "uplink.snr_db=0,5"
     )
@@ -146,14 +155,15 @@ def test_a_field_that_changes_nothing_is_refused():
 
 def launch(*args, **kwargs) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "launch.sweep", *map(str, args)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **kwargs)
+    where = {"cwd": ROOT, **kwargs}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **where)
 
 
 @pytest.mark.parametrize(
     ("args", "says"),
     [
         (["--grid=cohort.size=2,8"], "error: cohort.size=8: must be at most data.clients=4"),
-        (["--grid=seed=0:2", "--fresh"], "error: --fresh: is for launch.main, not for sweeps"),
+        (["--grid=seed=0:2", "--fresh"], "error: --fresh: is for single runs, not for sweeps"),
         (
             ["--grid=seed=0:2", "--on=gke", "--zone=z"],
             "error: --on=gke: needs --project, --cluster",
@@ -188,46 +198,94 @@ def test_dry_run_prints_what_would_be_run(tmp_path):
     lines = [shlex.split(line) for line in result.stdout.splitlines()]
     assert len(lines) == 8
     assert lines[-1] == [
-        *(sys.executable, "-m", "launch.main", *given[:2], "--config.run.seeds=1"),
+        *(sys.executable, "-m", "fedprune", "run", "single:tiny", given[1], "--config.run.seeds=1"),
         *("--config.uplink.snr_db=10.0", "--config.pruning.ratio=0.9", "--config.run.seed=1"),
         f"--workdir={tmp_path}/s/trials/uplink.snr_db=10,pruning.ratio=0.9,run.seed=1",
     ]
     assert not (tmp_path / "s").exists()
 
 
-def test_a_configuration_from_anywhere_with_fields_of_its_own(tmp_path):
-    """The folder alone is enough, also when the file lies outside of the package; if the file has
-    changed, that is said in one line."""
-    file, folder = tmp_path / "mine.py", tmp_path / "s"
-    file.write_text(
-        "import dataclasses\n"
-        "from experiments import single\n"
-        "from fedprune.config import Config, spec\n"
-        "@dataclasses.dataclass\n"
-        "class Mine(Config):\n"
-        "    extra: int = spec(3, 'mine', low=1)\n"
-        "def get_config(variant='tiny'):\n"
-        "    return Mine(**vars(single.get_config(variant)))\n"
-    )
-    config = plain(cfg.override(CONFIG, {"local.lr": 0.2})) | {"extra": 5}
-    trials.write(trials.Sweep(folder, (f"--config={file}",), config, {"run.seed": (0, 1)}))
-    code = "import sys; from launch import sweep; from fedprune import config as cfg\n"
-    code += "real = sweep._recorded\n"
-    code += "def shown(*a): found = real(*a); print(found.extra, found.local.lr); return found\n"
-    code += "sweep._recorded = shown; sys.exit(sweep.main(sys.argv))"
-    command = [sys.executable, "-c", code, f"--workdir={folder}", "--dry_run"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[0] == "5 0.2"
-    assert "#   run.seed=1/run" in result.stdout
+OWN = """
+import dataclasses
+from fedprune import report as rp
+from fedprune.config import Arm, Config, spec, to_json
 
-    file.write_text(
-        file.read_text().replace("    extra", "    new: int = spec(1, 'new')\n    extra")
+@dataclasses.dataclass
+class Mine(Config):
+    extra: int = spec(3, "mine", low=1)
+
+def get_config(variant="small"):
+    config = Mine(variant=variant)
+    config.data.clients, config.model.name, config.model.hidden = 4, "mlp", (8,)
+    config.local.steps, config.local.batch, config.run.rounds = 1, 8, 2
+    return config
+
+def arms(config):
+    return [Arm(f"own{config.extra}", {})]
+
+def report(config, rows, folder):
+    names = [arm.name for arm in arms(config)]
+    return rp.write_run(folder, "mine", to_json(config), rows, names, {}, [], "")
+"""
+
+
+def test_an_experiment_of_the_users_own(tmp_path):
+    """Swept from its folder, in programs and as processes, with its own arms; the sweep's folder
+    alone is enough to go on. A file that is gone, has moved or has changed is said in a line."""
+    file, folder = tmp_path / "mine.py", tmp_path / "s"
+    file.write_text(OWN)
+    own = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    asked = ["./mine.py", "--config.local.lr=0.2", "--config.extra=5", f"--workdir={folder}"]
+    result = launch(*asked, "--grid=seed=0:2", "--dry_run", "--on=local", **own)
+    assert result.returncode == 0, result.stderr
+    assert shlex.split(result.stdout.splitlines()[0])[2:5] == ["fedprune", "run", f"{file}:small"]
+    result = launch(*asked, "--grid=seed=0:1", "--on=local", **own)
+    assert result.returncode == 0, result.stderr
+    result = launch(*asked, "--grid=seed=0:2", **own)
+    assert result.returncode == 0, result.stderr
+    for seed in (0, 1):
+        trial = folder / "trials" / f"run.seed={seed}"
+        rows = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+        assert [(row["arm"], row["round"]) for row in rows] == [("own5", 1), ("own5", 2)]
+        config = json.loads((trial / "config.json").read_text())
+        assert (config["experiment"], config["extra"], config["local"]["lr"]) == ("mine", 5, 0.2)
+        (begun,) = json.loads((trial / "run.json").read_text())["starts"]
+        assert begun["experiment"]["file"] == str(file)
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    file.rename(elsewhere / "mine.py")
+    result = launch(f"--workdir={folder}", "--collect", **own)
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"error: workdir={folder}: its experiment {file} is not there any more; name FILE.py"
+        " beside --workdir\n"
     )
+    result = launch("elsewhere/mine.py", f"--workdir={folder}", "--collect", **own)
+    assert result.returncode == 0, result.stderr
+    assert "2 of 2 trials" in result.stdout
+    (elsewhere / "mine.py").rename(tmp_path / "other.py")
+    result = launch("other.py", f"--workdir={folder}", "--collect", **own)
+    assert "belongs to the experiment mine, not other" in result.stderr
+
+    file.write_text(OWN.replace("    extra", "    new: int = spec(1, 'new')\n    extra"))
     result = launch(f"--workdir={folder}", "--dry_run")
-    assert result.returncode == 1
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith(f"error: workdir={folder}: --config={file} has the field new, which")
+    assert result.returncode == 2
+    says = f"error: workdir={folder}: {file} has the field new, which it had not then\n"
+    assert result.stderr == says
+
+
+def test_a_sweep_of_version_0_1_goes_on(tmp_path):
+    """Its experiment was a module and a file of the checkout."""
+    config = plain(CONFIG) | {"experiment": "experiments.single"}
+    about = {"arguments": ["--config=experiments/single.py:tiny", "--config.run.seeds=1"]}
+    about |= {"grid": {"run.seed": [0, 1]}, "config": config}
+    (tmp_path / "sweep.json").write_text(json.dumps(about))
+    old = trials.read(tmp_path)
+    assert old.arguments == ("single:tiny", "--config.run.seeds=1")
+    result = launch(f"--workdir={tmp_path}", "--dry_run")
+    assert result.returncode == 0, result.stderr
+    assert "#   run.seed=1/run" in result.stdout
 
 
 # Trials as processes, with a stand-in for the launcher -----
@@ -262,12 +320,12 @@ def plain(config) -> dict:
 @pytest.fixture
 def standing(tmp_path, monkeypatch):
     """A sweep over five seeds whose trials are processes of the stand-in."""
-    arguments = ("--config=experiments/single.py:tiny", "--config.run.seeds=1")
+    arguments = ("single:tiny", "--config.run.seeds=1")
     made = trials.Sweep(tmp_path / "s", arguments, plain(CONFIG), {"run.seed": tuple(range(5))})
     real = trials.Sweep.command
     file = tmp_path / "stand_in.py"
     file.write_text(STAND_IN)
-    stand_in = lambda self, trial: [sys.executable, str(file), *real(self, trial)[3:]]
+    stand_in = lambda self, trial: [sys.executable, str(file), *real(self, trial)[4:]]
     monkeypatch.setattr(trials.Sweep, "command", stand_in)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     trials.write(made)
@@ -286,7 +344,7 @@ def unfinished(made) -> list:
 def test_a_rerun_does_only_what_is_missing(standing, capsys):
     """One trial is killed, one fails, one asks to be continued; the others finish."""
     assert trials.read(standing.folder) == standing
-    sweep._local(standing, standing.trials(), 2)
+    places.locally(standing, standing.trials(), 2)
     said = capsys.readouterr().out
     assert starts(standing) == [1] * 5
     left = unfinished(standing)
@@ -299,7 +357,7 @@ def test_a_rerun_does_only_what_is_missing(standing, capsys):
     assert re.search(r"^\[\d/5\] run.seed=4: finished, round 8, accuracy 0.400, \d+ s$", said, re.M)
     assert re.search(r"^\[\d/5\] run.seed=1: failed, \d+ s$", said, re.M)
 
-    sweep._local(standing, left, 2)
+    places.locally(standing, left, 2)
     assert starts(standing) == [1, 2, 2, 2, 1]
     assert unfinished(standing) == []
     rows = list(csv.DictReader(io.StringIO(table(standing, "results.csv"))))
@@ -314,7 +372,7 @@ def table(made, name: str) -> str:
 
 
 def test_processes_share_out_the_cores(standing):
-    sweep._local(standing, standing.trials(), 2)
+    places.locally(standing, standing.trials(), 2)
     cores = sorted(os.sched_getaffinity(0))
     seen = set()
     for trial in standing.trials():
@@ -330,7 +388,7 @@ def test_processes_share_out_the_cores(standing):
 
 @pytest.mark.parametrize(("count", "jobs"), [(8, 3), (2, 2), (2, 5), (7, 1)])
 def test_shares_of_cores(count, jobs):
-    found = sweep.shares(range(10, 10 + count), jobs)
+    found = places.shares(range(10, 10 + count), jobs)
     assert len(found) == jobs
     used = [core for part in found for core in part]
     assert set(used) == set(range(10, 10 + count))
@@ -342,14 +400,14 @@ def test_an_interrupt_stops_what_runs(standing, monkeypatch):
     waiting = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(600)"]
     monkeypatch.setattr(trials.Sweep, "command", lambda self, trial: waiting)
 
-    class Interrupted(sweep.Table):
+    class Interrupted(progress.Table):
         def show(self):
             if trials.fault(standing, standing.trials()[0]).endswith("ends with: here"):
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep, "Table", Interrupted)
+    monkeypatch.setattr(places, "Table", Interrupted)
     with pytest.raises(KeyboardInterrupt):
-        sweep._local(standing, standing.trials(), 1)
+        places.locally(standing, standing.trials(), 1)
     first, *others = standing.trials()
     assert f"killed by {signal.SIGTERM.name}" in trials.fault(standing, first)
     assert all(trials.state(standing, trial).word == "waiting" for trial in others)
@@ -361,7 +419,7 @@ def test_the_table_on_a_terminal(standing):
             return True
 
     stream = Terminal()
-    shown = sweep.Table(standing, stream)
+    shown = progress.Table(standing, stream)
     one, two, three = standing.trials()[:3]
     trials.record(standing, one, 0, 3.2)
     trials.record(standing, two, None)
@@ -381,7 +439,7 @@ def test_the_table_on_a_terminal(standing):
 JOB = """
 import shlex, sys
 from pathlib import Path
-from launch import slurm, trials
+from fedprune.cli import slurm, trials
 run, patience, restarts = sys.argv[2:]
 trials.Sweep.command = lambda self, trial: ["bash", "-c", run]
 slurm.PATIENCE = int(patience)
@@ -534,9 +592,7 @@ def test_numbers_in_a_mapping_have_columns_of_their_own(tmp_path):
 def test_without_pyarrow_there_is_still_the_csv(tmp_path, monkeypatch):
     made = filled(tmp_path / "s", "uplink.link=ideal,over_the_air seed=0:2")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert "results.csv (no results.parquet: pip install -e '.[sweep]')" in collect.collect(
-        made, CONFIG
-    )
+    assert "results.csv (no results.parquet: pip install pyarrow)" in collect.collect(made, CONFIG)
     assert not (made.folder / "results.parquet").exists()
     assert len((made.folder / "results.csv").read_text().splitlines()) == 1 + 2 * 2 * 3
     assert (made.folder / "figures" / "accuracy.png").exists()
@@ -691,7 +747,8 @@ def test_workloads_of_gke():
     inner = [
         "python",
         "-m",
-        "launch.sweep",
+        "fedprune",
+        "sweep",
         "--workdir=/mnt/It's/My sweep",
         f"--trial={TRIAL.name}",
     ]
@@ -717,7 +774,7 @@ def test_startup_scripts(place, restarts, tmp_path):
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     subprocess.run(["bash", "-c", script], env=environment, check=True, timeout=60)
     said = (tmp_path / "said").read_text().splitlines()
-    own = f"-m launch.sweep --workdir=/mnt/It's/My sweep --trial={TRIAL.name}"
+    own = f"-m fedprune sweep --workdir=/mnt/It's/My sweep --trial={TRIAL.name}"
     assert said[:-1] == [own] * min(3, 1 + restarts)
     assert said[-1].startswith("gcloud compute ")
     assert " delete sw-my-sweep-" in said[-1]
@@ -756,7 +813,7 @@ def clouds(tmp_path, monkeypatch):
     def start(place: str) -> list[str]:
         """Its calls."""
         (tmp_path / "said").unlink(missing_ok=True)
-        sweep._cloud(made, made.trials(), place, CLOUD)
+        places.in_cloud(made, made.trials(), place, CLOUD)
         return (tmp_path / "said").read_text().splitlines()
 
     return made, start

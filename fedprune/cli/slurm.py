@@ -12,16 +12,17 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from fedprune.cli import shell, trials
+from fedprune.cli.grid import Trial
+from fedprune.cli.monitor import RETRY
+from fedprune.cli.trials import Sweep
 from fedprune.writer import write_json
-from launch import trials
-from launch.grid import Trial
-from launch.monitor import RETRY
-from launch.trials import ROOT, Sweep
 
 LONGEST_ARRAY = 1000
 """Slurm's MaxArraySize is 1001 unless it is set"""
@@ -170,8 +171,9 @@ def script(sweep: Sweep, todo: Sequence[Trial], options: Options) -> str:
     from submitit.slurm.slurm import _make_sbatch_string
 
     folder = _place(sweep)
-    python = sweep.command(todo[0])[0]
-    command = f"{shlex.quote(python)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    command = (
+        f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    )
     count: dict[str, Any] = {"map_count": len(todo)} if len(todo) > 1 else {}
     return _make_sbatch_string(command, folder, **_parameters(sweep, options), **count)
 
@@ -190,7 +192,10 @@ def _parameters(sweep: Sweep, options: Options) -> Mapping[str, Any]:
     found = {
         "job_name": sweep.folder.name,
         "time": options.minutes,
-        "setup": [f"cd {shlex.quote(str(ROOT))}"],
+        "setup": [
+            f"cd {shlex.quote(os.getcwd())}",
+            *(f"export {name}={shlex.quote(v)}" for name, v in shell.variables().items()),
+        ],
         "additional_parameters": more,
         "partition": options.partition,
         "cpus_per_task": options.cpus,

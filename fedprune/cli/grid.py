@@ -79,7 +79,7 @@ def _path(word: str, known: Mapping[str, Any]) -> str:
     if len(found) > 1:
         raise cfg.ConfigError(f"{word}: is ambiguous, must be one of {', '.join(found)}")
     if found[0] in ("experiment", "variant"):
-        raise cfg.ConfigError(f"{found[0]}: cannot be swept, --config sets it")
+        raise cfg.ConfigError(f"{found[0]}: cannot be swept, it is a label of the experiment")
     return found[0]
 
 

@@ -13,15 +13,14 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
-from fedprune import backend, page
 from fedprune import config as cfg
+from fedprune.cli import trials
+from fedprune.cli.experiments import Experiment
+from fedprune.cli.grid import Trial
+from fedprune.cli.trials import Sweep
 from fedprune.writer import Metrics, Row, RunDirectory
-from launch import trials
-from launch.grid import Trial
-from launch.trials import Sweep
 
 
 def batches(config: cfg.Config, todo: Sequence[Trial]) -> list[list[Trial]]:
@@ -56,7 +55,7 @@ def left(sweep: Sweep, config: cfg.Config, todo: Sequence[Trial]) -> list[list[T
     return begun + batches(config, [trial for trial in todo if trial.name in names])
 
 
-def plan(module: ModuleType, config: cfg.Config, batch: Sequence[Trial]):
+def plan(experiment: Experiment, config: cfg.Config, batch: Sequence[Trial]):
     """(configuration, arms) of the plan of a batch; an arm is named TRIAL/ARM."""
     common = {path for path, _, _ in cfg.fields(cfg.Config())} - cfg.WHOLE
     arms = [
@@ -65,13 +64,13 @@ def plan(module: ModuleType, config: cfg.Config, batch: Sequence[Trial]):
             {**{p: v for p, v in trial.values.items() if p in common}, **arm.overrides},
         )
         for trial in batch
-        for arm in module.arms(cfg.override(config, trial.values))
+        for arm in experiment.arms(cfg.override(config, trial.values))
     ]
     whole = {path: value for path, value in batch[0].values.items() if path in cfg.WHOLE}
     return cfg.override(config, whole), arms
 
 
-def run(sweep: Sweep, module: ModuleType, config: cfg.Config, todo: Sequence[Trial]) -> None:
+def run(sweep: Sweep, experiment: Experiment, config: cfg.Config, todo: Sequence[Trial]) -> None:
     """Runs trials to their end, resuming what was interrupted. Whatever goes wrong in a batch (data
     that are missing, too little memory) is noted for its trials, and what does in a report for its
     one; the others go on."""
@@ -79,7 +78,7 @@ def run(sweep: Sweep, module: ModuleType, config: cfg.Config, todo: Sequence[Tri
     for batch in left(sweep, config, todo):
         mine = [trial for trial in batch if trial.name in names]
         try:
-            _run_batch(sweep, module, config, batch, mine)
+            _run_batch(sweep, experiment, config, batch, mine)
         except Exception as e:
             for trial in mine:
                 trials.failed(sweep, trial, e)
@@ -87,26 +86,27 @@ def run(sweep: Sweep, module: ModuleType, config: cfg.Config, todo: Sequence[Tri
 
 def _run_batch(
     sweep: Sweep,
-    module: ModuleType,
+    experiment: Experiment,
     config: cfg.Config,
     batch: Sequence[Trial],
     todo: Sequence[Trial],
 ) -> None:
     """Runs a batch, and writes the results of those trials of it that are not finished."""
-    from fedprune import experiment
+    from fedprune import backend
+    from fedprune import experiment as engine
 
     began = time.monotonic()
-    shared, arms = plan(module, config, batch)
-    ready = experiment.plan(shared, arms)
+    shared, arms = plan(experiment, config, batch)
+    ready = engine.plan(shared, arms)
     for trial in todo:
         trials.record(sweep, trial, None)
         with _directory(sweep, config, trial) as own:
-            own.record(backend.environment())
+            own.record({**backend.environment(), "experiment": sweep.origin})
     about = {"config": cfg.to_json(shared), "arms": {a.name: dict(a.overrides) for a in arms}}
     names = hashlib.sha256("\n".join(trial.name for trial in batch).encode()).hexdigest()
     with RunDirectory(sweep.folder / "programs" / names[:8], about) as directory:
         directory.record(backend.environment())
-        rows = experiment.execute(ready, directory)
+        rows = engine.execute(ready, directory)
     for trial in todo:
         mine = [
             row | {"arm": row["arm"].removeprefix(f"{trial.name}/")}
@@ -115,7 +115,7 @@ def _run_batch(
         ]
         try:
             with _directory(sweep, config, trial) as own:
-                _write(own, module, cfg.override(config, trial.values), mine)
+                _write(own, experiment, cfg.override(config, trial.values), mine)
         except Exception as e:
             trials.failed(sweep, trial, e)
         else:
@@ -128,12 +128,14 @@ def _directory(sweep: Sweep, config: cfg.Config, trial: Trial) -> RunDirectory:
 
 
 def _write(
-    directory: RunDirectory, module: ModuleType, config: cfg.Config, rows: Sequence[Row]
+    directory: RunDirectory, experiment: Experiment, config: cfg.Config, rows: Sequence[Row]
 ) -> None:
     """What a run of its own leaves at its end."""
+    from fedprune import page
+
     metrics = Metrics(directory.path)
     metrics.keep(lambda row: False)
     metrics.write(rows)
-    module.report(config, rows, directory.path)
+    experiment.report(config, rows, directory.path)
     directory.ended()
     page.write([directory.path], directory.path / page.NAME)

@@ -1,10 +1,11 @@
 """Command lines that start a trial on Cloud TPUs: a workload of GKE, a managed instance group of
 Compute Engine (TPU7x and newer), or a queued resource (v6e and older).
 
-The machines need a checkout with its environment, and the sweep's folder at the same path, for
-example on Filestore. Every trial gets a machine, or slice, of one host. Names are made from the
-trials, so that a cloud refuses to start one twice. What a trial that has failed left behind under
-its name is deleted first.
+The machines need fedprune, installed or as a checkout, in which the trials start; and at the same
+paths as here, for example on Filestore, the sweep's folder and the experiment's file, where that is
+the user's own. Every trial gets a machine, or slice, of one host. Names are made from the trials,
+so that a cloud refuses to start one twice. What a trial that has failed left behind under its name
+is deleted first.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import shlex
 import shutil
 from typing import NamedTuple
 
-from launch.grid import Trial
-from launch.monitor import RETRY
-from launch.trials import Sweep
+from fedprune.cli.grid import Trial
+from fedprune.cli.monitor import RETRY
+from fedprune.cli.trials import Sweep
 
 TOOLS = {"gke": "xpk", "gce": "gcloud", "queued_resources": "gcloud"}
 """place -> the program that starts machines there"""
@@ -45,7 +46,7 @@ class Options(NamedTuple):
     runtime_version: str | None = None
     """as v2-alpha-tpuv6e"""
     checkout: str = "/fedprune"
-    """on the machines"""
+    """on the machines: the folder in which the trials start"""
     python: str = "python"
     """on the machines"""
     spot: bool = False
@@ -83,7 +84,7 @@ def commands(place: str, sweep: Sweep, trial: Trial, options: Options) -> list[l
     """What starts a trial, one command after another."""
     name = _name(sweep, trial)
     project, zone = f"--project={options.project}", f"--zone={options.zone}"
-    sweep_command = [options.python, "-m", "launch.sweep"]
+    sweep_command = [options.python, "-m", "fedprune", "sweep"]
     own = shlex.join([*sweep_command, f"--workdir={sweep.folder}", f"--trial={trial.name}"])
     enter = f"cd {shlex.quote(options.checkout)}"
     if place == "gke":

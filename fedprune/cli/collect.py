@@ -13,9 +13,9 @@ import numpy as np
 
 from fedprune import config as cfg
 from fedprune import report
+from fedprune.cli.grid import SEED, Trial, label, written
+from fedprune.cli.trials import Sweep, state
 from fedprune.writer import Metrics, Row, flat, write_bytes, write_text
-from launch.grid import SEED, Trial, label, written
-from launch.trials import Sweep, state
 
 
 def collect(sweep: Sweep, config: cfg.Config) -> str:
@@ -70,7 +70,7 @@ def _write_table(sweep: Sweep, rows: Sequence[Row]) -> str:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        return f"{sweep.folder}/results.csv (no results.parquet: pip install -e '.[sweep]')"
+        return f"{sweep.folder}/results.csv (no results.parquet: pip install pyarrow)"
     arrays: dict[str, Any] = {c: [row.get(c) for row in rows] for c in columns}
     packed = io.BytesIO()
     parquet.write_table(pyarrow.table(arrays), packed)

@@ -11,23 +11,23 @@ figures/
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedprune.writer import RunDirectoryError, write_json
-from launch import grid as grids
-from launch.grid import Grid, Trial
-from launch.monitor import RETRY
+from fedprune.cli import grid as grids
+from fedprune.cli import shell
+from fedprune.cli.grid import Grid, Trial
+from fedprune.cli.monitor import RETRY
+from fedprune.writer import RunDirectoryError, relabelled, write_json
 
-ROOT = Path(__file__).resolve().parents[1]
-"""the checkout, from which experiments are launched"""
 PROMPT = "$ "
 """before the command, in a log"""
 LONGEST = 500
@@ -40,10 +40,12 @@ class Sweep(NamedTuple):
     folder: Path
     """absolute"""
     arguments: tuple[str, ...]
-    """of ``launch.main``, for all trials: --config=..., --config.FIELD=..."""
+    """of ``fedprune run``, for all trials: the experiment, --config.FIELD=..."""
     config: dict[str, Any]
     """the common configuration, as plain values"""
     grid: Grid
+    origin: dict[str, Any] | None = None
+    """``Experiment.origin``"""
 
     def trials(self) -> list[Trial]:
         return grids.trials(self.grid)
@@ -58,7 +60,7 @@ class Sweep(NamedTuple):
         """The command that runs, or resumes, a trial."""
         changes = [grids.argument(path, value) for path, value in trial.values.items()]
         workdir = f"--workdir={self.run_directory(trial)}"
-        return [sys.executable, "-m", "launch.main", *self.arguments, *changes, workdir]
+        return shell.command("run", *self.arguments, *changes, workdir)
 
 
 class State(NamedTuple):
@@ -78,6 +80,7 @@ def write(sweep: Sweep) -> None:
     """Records a sweep in its folder, which is made."""
     sweep.folder.mkdir(parents=True, exist_ok=True)
     about = {
+        "experiment": sweep.origin,
         "arguments": sweep.arguments,
         "grid": sweep.grid,
         "config": sweep.config,
@@ -98,7 +101,12 @@ def read(folder: Path) -> Sweep:
         raise RunDirectoryError(f"workdir={folder}: holds no sweep ({e})") from e
     plain = lambda value: tuple(value) if isinstance(value, list) else value
     grid = {path: tuple(map(plain, values)) for path, values in about["grid"].items()}
-    return Sweep(folder.absolute(), tuple(about["arguments"]), about["config"], grid)
+    config = relabelled(about["config"])
+    first, *changes = about["arguments"] or [""]
+    # Up to version 0.1 the first one was --config=FILE, of a checkout.
+    given = re.sub(r"^--config=(experiments/(\w+)\.py(?=:|$))?", r"\2", first)
+    arguments = tuple(word for word in (given, *changes) if word)
+    return Sweep(folder.absolute(), arguments, config, grid, about.get("experiment"))
 
 
 # One trial -----
@@ -115,7 +123,7 @@ def run(
     Args:
       sweep: which the trial belongs to.
       trial: of it.
-      environment: of the process; None: this one's.
+      environment: of the process; None: this one's. The package's place is added.
       started: called with the process.
     """
     log, began = sweep.log(trial), time.monotonic()
@@ -125,9 +133,10 @@ def run(
     with log.open("ab") as file:
         file.write(f"{PROMPT}{shlex.join(command)}\n".encode())
         file.flush()
+        found = {**(os.environ if environment is None else environment), **shell.variables()}
         # In a session of its own, so that only we pass on an interrupt from the terminal.
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=file, stderr=file, env=environment, start_new_session=True
+            command, stdout=file, stderr=file, env=found, start_new_session=True
         )
         started(process)
         status = process.wait()

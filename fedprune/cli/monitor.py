@@ -17,6 +17,8 @@ import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
+from fedprune.cli import shell
+
 RETRY = 42
 """exit status: the same command goes on (what xpk takes for an invitation to restart)"""
 STOP = (signal.SIGTERM, signal.SIGUSR2)
@@ -54,10 +56,10 @@ def leave(status: int) -> NoReturn:
 
 
 def watch(argv: Sequence[str], initialization_timeout: int, heartbeat_timeout: int) -> int:
-    """Runs a command line of ``launch.main`` in a process of its own; returns the exit status."""
+    """Runs a command line of ``fedprune run`` in a process of its own; returns the exit status."""
     worker = subprocess.Popen(
-        [sys.executable, "-m", "launch.main", *argv[1:]],
-        env={**os.environ, _WORKER: "1"},
+        shell.command("run", *argv[1:]),
+        env={**os.environ, **shell.variables(), _WORKER: "1"},
         stdin=subprocess.PIPE,  # closed when this process ends, however it ends
         stderr=subprocess.PIPE,
         text=True,
