@@ -2,7 +2,10 @@
 
     python -m launch.main --config=experiments/airnet_bandwidth.py:fast --workdir=runs/bandwidth
 
-Schemes, baselines and settings are in ``experiments/airnet.py`` (``compare``).
+Settings are in ``fedprune/airnet/settings.py``, schemes and baselines in ``comparison.py`` there.
+
+``paper`` is for Figs. 4b and 4d, ``paper_resnet`` for Figs. 5b and 5d, whose bandwidths P3 does not
+state in words.
 
 Fixed before any result was seen: accuracies in points, paired by seed, 95 % Student intervals.
 
@@ -19,33 +22,34 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import airnet
-from experiments.airnet import Point, Rule
-from experiments.airnet import arms as arms
+from fedprune import airnet
 from fedprune import report as rp
+from fedprune.airnet import Point
+from fedprune.airnet import arms as arms
 from fedprune.config import spec, to_json
+from fedprune.report import Rule
 from fedprune.writer import Row
+
+VARIANTS = ("fast", "full", "paper", "paper_resnet")
 
 SPAN = (0.0, 20.0)
 BANDWIDTHS = {
     "fast": (1000, 2000, 5000),
     "full": (500, 1000, 2000, 4000, 7000),
-    "paper": (300_000, 650_000, 1_200_000, 4_000_000),
+    airnet.VGG: (300_000, 650_000, 1_200_000, 2_500_000, 4_000_000, 8_000_000),
+    airnet.RESNET: (1_500_000, 3_000_000, 4_500_000, 9_000_000),
 }
 
 
 @dataclass
-class AirNetBandwidth(airnet.AirNet):
-    """The common fields, bandwidths and the digital models."""
+class AirNetBandwidth(airnet.Comparison):
+    """The common fields, bandwidths and other shares of digital models."""
 
     bandwidths: tuple[int, ...] = spec(
         (1000,), "values of b", low=1, high=1_000_000_000, unit="complex channel uses"
     )
     shares: tuple[float, ...] = spec(
         (0.5, 0.25, 0.1, 0.04), "of the weights that digital models keep", above=0, high=1
-    )
-    widths: tuple[float, ...] = spec(
-        (0.5, 0.25, 0.15), "of small dense digital models, beside the dense net", above=0, high=1
     )
 
 
@@ -61,9 +65,9 @@ def report(config: AirNetBandwidth, rows: Sequence[Row], folder: Path) -> str:
     """Trains, delivers, and writes summary, tables and figures; returns the text to print."""
     lab = airnet.Lab(config, folder)
     points = [Point(config.snrs_db[0], b) for b in config.bandwidths]
-    found = airnet.compare(lab, points, SPAN, config.shares, config.widths)
-    dense = lab.dense()
-    whole = lab.clean(dense.params, dense.mask)
+    found = airnet.compare(lab, config, points, SPAN)
+    dense = airnet.dense(lab)
+    whole = airnet.clean(lab, dense.params, dense.mask)
     mean = lambda differences: np.mean(differences, 0)
     last = points[-1]
     rules = [

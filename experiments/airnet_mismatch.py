@@ -2,8 +2,10 @@
 
     python -m launch.main --config=experiments/airnet_mismatch.py:fast --workdir=runs/mismatch
 
-Settings are in ``experiments/airnet.py``. Nets are trained at 0, 5 and 10 dB and without noise,
-pruned to b, and delivered over AWGN at every SNR of ``snrs_db``.
+Settings: ``fedprune/airnet/settings.py``. Nets are trained at 0, 5 and 10 dB and without
+noise, pruned to b, and delivered over AWGN at every SNR of ``snrs_db``.
+
+``paper`` is for Fig. 6a, ``paper_resnet`` for Fig. 6b.
 
 Fixed before any result was seen: accuracies in points, paired by seed, 95 % Student intervals.
 
@@ -18,18 +20,26 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import airnet
-from experiments.airnet import Case, Net, Rule
-from experiments.airnet import arms as arms
+from fedprune import airnet
+from fedprune.airnet import Case, Net
+from fedprune.airnet import arms as arms
+from fedprune.report import Rule
 from fedprune.writer import Row
+
+VARIANTS = ("fast", "full", "paper", "paper_resnet")
 
 TRAINED = {"0 dB": 0.0, "5 dB": 5.0, "10 dB": 10.0, "no noise": airnet.SILENT}
 
 
 def get_config(variant: str = "fast") -> airnet.AirNet:
     """The configuration of a variant."""
-    many = (-5, 0, 5, 10, 15, 20, 30)
-    snrs = {"fast": (0, 5, 10, 20), "full": many, "paper": many}
+    many = (0, 5, 10, 15, 20, 25, 30, 35)
+    snrs = {
+        "fast": (0, 5, 10, 20),
+        "full": (-5, 0, 5, 10, 15, 20, 30),
+        airnet.VGG: many,
+        airnet.RESNET: many,
+    }
     return airnet.setting(airnet.AirNet, "airnet_mismatch", variant, snrs)
 
 
@@ -37,9 +47,9 @@ def report(config: airnet.AirNet, rows: Sequence[Row], folder: Path) -> str:
     """Trains, delivers, and writes summary, table and figure; returns the text to print."""
     lab = airnet.Lab(config, folder)
     nets = [Net(name, db, share=lab.share_of(config.uses)) for name, db in TRAINED.items()]
-    lab.pruned("pruned", nets)
+    airnet.pruned(lab, "pruned", nets)
     snrs = sorted({*config.snrs_db, 0.0, 5.0, 10.0})
-    lines = lab.lines({f"training: {name}": Case(name) for name in TRAINED}, snrs)
+    lines = airnet.lines(lab, {f"training: {name}": Case(name) for name in TRAINED}, snrs)
     at = lambda name, snr: lines[f"training: {name}"][snr]
     known = {name: db for name, db in TRAINED.items() if db < airnet.SILENT}
     margins = [

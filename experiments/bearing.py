@@ -44,11 +44,10 @@ import numpy as np
 from fedprune import build, data
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, spec, to_json
+from fedprune.studies.bearing import LAST, setting
 from fedprune.writer import Row
 
 VARIANTS = ("fast",)
-LAST = 5
-"""Rounds over which the final accuracy is averaged."""
 METHODS = {"one-shot": "One-shot pruning", "iterative": "Iterative pruning"}
 
 
@@ -64,12 +63,9 @@ def get_config(variant: str = "fast") -> Bearing:
     if variant != "fast":
         raise ConfigError(f"variant {variant!r} of bearing: must be fast")
     config = Bearing(experiment="bearing", variant=variant)
-    config.data.name, config.data.partition = "bearing", "group"
-    config.model.name, config.model.filters, config.model.kernel = "signal", (16, 32, 64), 5
-    config.local.lr = 0.05
+    setting(config)
     config.pruning.schedule = "iterative"
     config.pruning.start, config.pruning.every = 20, 5
-    config.run.rounds, config.run.seeds = 60, 5
     return config
 
 
@@ -109,8 +105,7 @@ def report(config: Bearing, rows: Sequence[Row], folder: Path) -> str:
         rp.accuracy_figure(figures / how, rows, shown, title, ylim, steps)
     _partition_figure(config, figures / "partition")
     heading = (
-        f"Test accuracy of the last {LAST} rounds in percent, mean ± 95 % interval over"
-        f" {config.run.seeds} seeds"
+        f"Test accuracy of the last {LAST} rounds in percent, {rp.over_seeds(config.run.seeds)}"
     )
     tables = {heading: accuracy_table(config, rows)}
     expected = "P0's claims, as expectations for these data"
@@ -153,9 +148,8 @@ def claims(config: Bearing, rows: Sequence[Row]) -> list[rp.Verdict]:
          0.0, gain(0.9) - gain(0.5)),
     ]  # fmt: skip
     return [
-        rp.Verdict(id, paper, text, held, f"{found} points")
+        rp.verdict(rp.Rule(id, paper, text, above, difference))
         for id, paper, text, above, difference in rules
-        for held, found in [rp.judge(difference, above)]
     ]
 
 

@@ -26,11 +26,10 @@ interval lies above 0, and not if it lies below.
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.bearing import LAST
-from experiments.bearing import get_config as bearing
-from experiments.personalization import client_table, points
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
+from fedprune.studies.bearing import LAST, setting
+from fedprune.studies.personal import client_table, points
 from fedprune.writer import Row
 
 VARIANTS = ("fast",)
@@ -41,12 +40,10 @@ def get_config(variant: str = "fast") -> Config:
     """The configuration of a variant."""
     if variant != "fast":
         raise ConfigError(f"variant {variant!r} of bearing_personal: must be fast")
-    base = bearing("fast")
     config = Config(experiment="bearing_personal", variant=variant)
-    config.data, config.model, config.local = base.data, base.model, base.local
-    config.personal.lr, config.personal.steps = base.local.lr, base.local.steps
+    setting(config)
+    config.personal.lr, config.personal.steps = config.local.lr, config.local.steps
     config.uplink.link, config.run.test = "ideal", "clients"
-    config.run.rounds, config.run.seeds = base.run.rounds, base.run.seeds
     return config
 
 
@@ -68,11 +65,10 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
     for arm in names[1:]:
         for column, who in (("mean", "mean of the clients"), ("worst", "worst tenth")):
             own, flat = (points(rows, name, f"test_{column}", LAST) for name in (arm, "flat"))
-            held, found = rp.judge(own - flat, 0.0)
             text = f"{arm} above flat, {who}"
-            verdicts.append(rp.Verdict(f"{arm}-{column}", "–", text, held, f"{found} points"))
+            verdicts.append(rp.verdict(rp.Rule(f"{arm}-{column}", "–", text, 0.0, own - flat)))
     heading = (
-        f"Accuracy, mean ± 95 % over {config.run.seeds} seeds; then clients of all seeds by their"
+        f"Accuracy, {rp.over_seeds(config.run.seeds)}; then clients of all seeds by their"
         " accuracy (%) in the last round"
     )
     (folder / "figures").mkdir(exist_ok=True)

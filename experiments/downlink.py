@@ -30,7 +30,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.airnet import Rule, verdicts
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
 from fedprune.writer import Row
@@ -82,22 +81,22 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
     ]
     header = ["downlink", "accuracy (%)", "channel uses", "side information", "weights at the end"]
     rules = [
-        Rule("noise", "VII", "uncoded more than 1 point below ideal", 1.0,
-             accuracy["ideal"] - accuracy["uncoded"]),
-        Rule("repetition", "V", "repetition-4 above uncoded", 0.0,
-             accuracy["repetition-4"] - accuracy["uncoded"]),
-        Rule("spiral", "V", "spiral-2 above repetition-2", 0.0,
-             accuracy["spiral-2"] - accuracy["repetition-2"]),
-        Rule("pruned", "V", "pruned-4 above uncoded", 0.0,
-             accuracy["pruned-4"] - accuracy["uncoded"]),
+        rp.Rule("noise", "P3 VII", "uncoded more than 1 point below ideal", 1.0,
+                accuracy["ideal"] - accuracy["uncoded"]),
+        rp.Rule("repetition", "P3 V", "repetition-4 above uncoded", 0.0,
+                accuracy["repetition-4"] - accuracy["uncoded"]),
+        rp.Rule("spiral", "P3 V", "spiral-2 above repetition-2", 0.0,
+                accuracy["spiral-2"] - accuracy["repetition-2"]),
+        rp.Rule("pruned", "P3 V", "pruned-4 above uncoded", 0.0,
+                accuracy["pruned-4"] - accuracy["uncoded"]),
     ]  # fmt: skip
     (folder / "figures").mkdir(exist_ok=True)
     ylim = rp.accuracy_limits(rows, list(CODES))
     shown = {name: name for name in CODES}
     rp.accuracy_figure(folder / "figures" / "downlink", rows, shown, "Downlinks at 0 dB", ylim)
-    heading = f"Final accuracy and channel uses of the run, over {config.run.seeds} seeds"
+    heading = f"Final accuracy and channel uses of the run, {rp.over_seeds(config.run.seeds)}"
     tables = {heading: rp.table(header, body)}
     return rp.write_run(
-        folder, "downlink", to_json(config), rows, list(CODES), tables, verdicts(rules),
-        "Claims after P3",
+        folder, "downlink", to_json(config), rows, list(CODES), tables,
+        [rp.verdict(rule) for rule in rules], "Claims after P3",
     )  # fmt: skip

@@ -23,7 +23,8 @@ The setting is near ``interior`` of ``latency_tables``: slow processors (100 cyc
 step) at 46 to 57 m, so that pruning ratios lie inside their limits, at most 95 %. (P2 has neither
 distances nor cycles; with those that fit its Table III the optimum gives some devices everything
 and prunes others altogether, which says little about learning.) The flat baseline stands at 583 to
-767 m. The warm-up step is billed. Variants as in ``hfl_pruning``.
+767 m. The warm-up step is billed, but not in ``paper``, since P2 (9) has no term for it. Variants
+as in ``hfl_pruning``.
 
 Fixed before any result was seen: accuracies after the last round, paired by seed, 95 % Student
 intervals, thresholds as written.
@@ -52,11 +53,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.hfl_pruning import setting
-from experiments.latency_tables import CONV, DENSE
 from fedprune import allocation, channel, resources
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, spec, to_json
+from fedprune.studies.hfl import setting
+from fedprune.studies.latency import CONV, DENSE
 from fedprune.writer import Row
 
 VARIANTS = ("fast", "full", "mnist", "cifar10", "paper")
@@ -150,7 +151,7 @@ def report(config: HflAdaptive, rows: Sequence[Row], folder: Path) -> str:
         "arm", "accuracy (%)", "loss", "ms an edge round", "mean rho (%)", "weights sent (%)",
         "channel uses", "joules",
     ]  # fmt: skip
-    heading = f"After {config.run.rounds} cloud rounds, mean ± 95 % over {config.run.seeds} seeds"
+    heading = f"After {config.run.rounds} cloud rounds, {rp.over_seeds(config.run.seeds)}"
     best = "optimal-30"
     low, high = (f"optimal-{ms:g}" for ms in (min(config.limits_ms), max(config.limits_ms)))
     rules = []
@@ -179,9 +180,8 @@ def report(config: HflAdaptive, rows: Sequence[Row], folder: Path) -> str:
              accuracy(best) - accuracy("flat-steps"), "points"),
         ]  # fmt: skip
     verdicts = [
-        rp.Verdict(identity, f"P2 {where}", text, held, f"{found} {unit}")
+        rp.verdict(rp.Rule(identity, f"P2 {where}", text, above, values, unit))
         for identity, where, text, above, values, unit in rules
-        for held, found in [rp.judge(values, above)]
     ]
     (folder / "figures").mkdir(exist_ok=True)
     ylim = rp.accuracy_limits(rows, names)
@@ -227,10 +227,9 @@ def ratio_figure(path: Path, config: HflAdaptive, rounds: int = 50) -> None:
 
     every = jax.vmap(jax.vmap(ratios, (None, None, 0)), (None, 0, None))
     seeds, ts = jnp.arange(config.run.seeds), jnp.arange(rounds)
-    plt = rp.pyplot()
-    with plt.rc_context(rp.STYLE):
-        figure, axes = plt.subplots(figsize=(4.2, 3.5), layout="constrained")
-        colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, len(config.limits_ms)))
+    with rp.styled():
+        figure, axes = rp.canvas(4.2, 3.5)
+        colours = rp.colour("viridis", np.linspace(0.05, 0.85, len(config.limits_ms)))
         for ms, colour in zip(config.limits_ms, colours, strict=True):
             found = 100 * np.asarray(jax.jit(every)(jnp.float32(ms / 1e3), seeds, ts)).mean(1)
             mean, half = np.array([rp.interval(v) for v in found.T]).T

@@ -28,10 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from experiments.hfl_pruning import setting
 from fedprune import build, data, local, rng, run, theory, tree
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
+from fedprune.studies.hfl import setting
 from fedprune.types import Clients, Model, Params
 from fedprune.writer import Row
 
@@ -183,7 +183,8 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
 
     def line(name: str, values: Sequence[float]) -> list[str]:
         inside = rp.interval(values)
-        return [name, f"{inside.mean:.3g} ± {inside.half:.2g}"]
+        mean = f"{inside.mean:.3g}"
+        return [name, mean if len(values) < 2 else f"{mean} ± {inside.half:.2g}"]
 
     constants = [
         line("L", [float(m.constants.smoothness) for m in found]),
@@ -202,17 +203,15 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
             slope = [float(bound(m, form, holders).slope) for m in found]
             forms.append([form, str(holders), line("", total)[1], line("", slope)[1]])
         above = [float(bound(m, form, max(1, m.holders)).total) / m.left for m in found]
-        held, inside = rp.judge(np.log10(above), 0.0)
         text = f"{form}: the bound over the left side is above 1"
-        verdicts.append(rp.Verdict(form, "P2 (22)", text, held, f"10^({inside})"))
-    held, inside = rp.judge([1 - float(m.constants.pruning) ** 2 / m.square for m in found], 0.0)
-    text = "||w - w m||^2 <= rho ||w||^2 for masks (2)"
-    value = f"D^2 is {1 - inside.mean:.2f} ± {inside.half:.2f} of ||w||^2"
-    verdicts.append(rp.Verdict("assumption", "P2 (18)", text, held, value))
+        rule = rp.Rule(form, "P2 (22)", text, 0.0, np.log10(above), "")
+        verdicts.append(rp.verdict(rule, "10^({:.1f})"))
+    share = np.array([float(m.constants.pruning) ** 2 / m.square for m in found])
+    rule = rp.Rule("assumption", "P2 (18)", "||w - w m||^2 <= rho ||w||^2 for masks (2)", 0.0,
+                   1 - share)  # fmt: skip
+    verdicts.append(rp.verdict(rule, f"D^2 is {rp.interval(share):.2f} of ||w||^2"))
     tables = {
-        f"Measured, mean ± 95 % over {config.run.seeds} seeds": rp.table(
-            ["constant", "value"], constants
-        ),
+        f"Measured, {rp.over_seeds(config.run.seeds)}": rp.table(["constant", "value"], constants),
         "The bound": rp.table(["form", "Gamma*", "bound", "slope in R"], forms),
     }
     return rp.write_run(

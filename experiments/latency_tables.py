@@ -30,7 +30,6 @@ P2's Fig. 6 (``processors``, two claims and a figure) was added later, its rules
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,84 +38,20 @@ import numpy as np
 from fedprune import allocation, channel, resources, rng
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
+from fedprune.studies.latency import (
+    BANDWIDTH,
+    DENSE,
+    FREQUENCY,
+    NOISE,
+    POWER,
+    PRESETS,
+    SCHEMES,
+    Rounds,
+    simulate,
+)
 from fedprune.writer import Row
 
 VARIANTS = ("all",)
-POWER, NOISE, BANDWIDTH = resources.watts(28.0), resources.watts(-110.0), 20e6
-FREQUENCY = 3e9
-CONV, DENSE = 18_720, 25_168
-SCHEMES = {
-    "optimal": "optimal pruning",
-    "post_hoc": "equal resources, post hoc",
-    "literal": "equal resources, literal",
-    "unpruned": "no pruning",
-}
-
-
-class Preset(NamedTuple):
-    """A setting, and what the paper's table says of it."""
-
-    title: str
-    places: tuple[float, float, int]
-    """distance of the nearest and the farthest device in m, and how many stand there, equally far
-    from one another"""
-    antennas: int
-    threshold: float
-    """s"""
-    work: resources.Work
-    paper: dict[str, tuple[float, float]]
-    """scheme -> (mean, what the paper puts behind its ±) in ms"""
-
-
-def _row(optimal: float, equal: float, spread: float, unpruned: float, spread_unpruned: float):
-    equal_stated = (equal, spread)
-    return {
-        "optimal": (optimal, 0.0),
-        "post_hoc": equal_stated,
-        "literal": equal_stated,
-        "unpruned": (unpruned, spread_unpruned),
-    }
-
-
-def _all_sent(cycles: float, value_bits: float) -> resources.Work:
-    return resources.hierarchical(CONV, DENSE, 10.0, cycles, value_bits)
-
-
-PARTIAL = resources.personalized(CONV, DENSE, 10.0, 10.0, 20.0, 32.0, warm_steps=1.0)
-PRESETS = {
-    "hfl": Preset("P2, HFL", (122.1, 150.8, 5), 256, 30e-3, _all_sent(1.0, 64.0),
-                  _row(30, 48, 0.21, 52, 0.33)),
-    "flat": Preset("P2, non-HFL", (582.7, 766.7, 25), 83, 350e-3, _all_sent(1.0, 64.0),
-                   _row(350, 590, 12.34, 750, 15.44)),
-    "personalized": Preset("P4", (389.5, 437.6, 10), 256, 25e-3, PARTIAL,
-                           _row(25, 38, 0.45, 55, 0.55)),
-    "pruning_only": Preset("P4, pruning only", (389.5, 437.6, 10), 256, 45e-3,
-                           _all_sent(20.0, 32.0), {"optimal": (45, 0.0)}),
-    "interior": Preset("interior", (45.6, 57.0, 5), 64, 30e-3, _all_sent(100.0, 64.0), {}),
-}  # fmt: skip
-
-
-class Rounds(NamedTuple):
-    """What S seeds of R rounds gave to N devices; shares and ratios are the optimal ones."""
-
-    milliseconds: dict[str, np.ndarray]
-    """scheme -> slowest device, [S, R]"""
-    rate: np.ndarray
-    """[S, R, N] bits a second over the whole band"""
-    share: np.ndarray
-    """[S, R, N]"""
-    ratio: np.ndarray
-    """[S, R, N]"""
-    feasible: np.ndarray
-    """[S, R] bool"""
-    least: np.ndarray
-    """[S, R] s, T_min"""
-    exact: np.ndarray
-    """[S, R] bool: is the printed closed form the optimum?"""
-    joules: np.ndarray
-    """[S, R] of all devices together, optimal over unpruned"""
-    weights: np.ndarray
-    """[S, R] sent by all devices together, optimal over unpruned"""
 
 
 def get_config(variant: str = "all") -> Config:
@@ -133,36 +68,6 @@ def arms(config: Config) -> list[Arm]:
     return []
 
 
-def simulate(preset: Preset, seeds: int, rounds: int) -> Rounds:
-    """Draws channels and allocates in every round."""
-    distance, ids = jnp.linspace(*preset.places), jnp.arange(preset.places[2])
-    pruned, dense = preset.work, preset.work._replace(warm_cycles=0.0)  # no masks, no warm-up
-
-    def of_round(seed: jax.Array, t: jax.Array):
-        gain = channel.orthogonal_gains(jax.random.key(seed), t, ids, distance, preset.antennas)
-        rate = resources.full_rate(gain, POWER, NOISE, BANDWIDTH)
-        problem = allocation.problem(pruned, FREQUENCY, rate, preset.threshold)
-        best = allocation.optimal(problem)
-        found = {
-            "optimal": (pruned, best),
-            "post_hoc": (pruned, allocation.post_hoc(problem, best)),
-            "literal": (pruned, allocation.equal(problem)),
-            "unpruned": (dense, allocation.unpruned(problem)),
-        }
-        took, joules, weights = {}, {}, {}
-        for name, (work, a) in found.items():
-            got = a.share * rate
-            took[name] = 1e3 * jnp.max(resources.seconds(work, a.keep, FREQUENCY, got))
-            joules[name] = jnp.sum(resources.joules(work, a.keep, FREQUENCY, got, POWER))
-            weights[name] = jnp.sum(resources.weights_sent(work, a.keep))
-        exact = allocation.closed_form(problem).feasible
-        of_unpruned = [v["optimal"] / v["unpruned"] for v in (joules, weights)]
-        return took, rate, best.share, best.ratio, best.feasible, best.least, exact, *of_unpruned
-
-    every = jax.jit(jax.vmap(jax.vmap(of_round, (None, 0)), (0, None)))
-    return Rounds(*jax.tree.map(np.asarray, every(jnp.arange(seeds), jnp.arange(rounds))))
-
-
 def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
     """Writes summary, tables and figure; returns the text to print."""
     found = {name: simulate(p, config.run.seeds, config.run.rounds) for name, p in PRESETS.items()}
@@ -170,7 +75,7 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
     figure(folder / "figures" / "allocation", found)
     capability_figure(folder / "figures" / "capability")
     heading = (
-        f"Latency of a round in ms: mean ± 95 % interval over {config.run.seeds} seeds, and"
+        f"Latency of a round in ms: {rp.over_seeds(config.run.seeds)}, and"
         f" standard deviation over all {config.run.seeds * config.run.rounds} rounds"
     )
     tables = {
@@ -196,7 +101,7 @@ def latency_table(found: dict[str, Rounds]) -> str:
             stated = f"{mean:g}" + (f" ± {spread:g}" if spread else "")
             body.append([
                 preset.title, SCHEMES[scheme], stated if scheme in preset.paper else "–",
-                f"{over_seeds.mean:.2f} ± {over_seeds.half:.2f}", f"{took.std():.2f}",
+                f"{over_seeds:.2f}", f"{took.std():.2f}",
                 f"{over_seeds.mean - mean:+.2f}" if scheme in preset.paper else "–",
             ])  # fmt: skip
     return rp.table(["setting", "scheme", "paper", "found", "std", "residual"], body)
@@ -287,9 +192,8 @@ def claims(found: dict[str, Rounds]) -> list[rp.Verdict]:
         paper = "P4 remark 3" if PRESETS[name].title.startswith("P4") else "P2 remark 2"
         rules.append((f"worse-{name}", paper, text, 95.0, worse_gets_more(rounds), "% of pairs"))
     return [
-        rp.Verdict(id, paper, text, held, f"{interval} {unit}")
+        rp.verdict(rp.Rule(id, paper, text, above, values, unit))
         for id, paper, text, above, values, unit in rules
-        for held, interval in [rp.judge(values, above)]
     ]
 
 
@@ -332,12 +236,18 @@ def capability(seeds: int, rounds: int) -> list[rp.Verdict]:
     }
     texts = {"band": "has more band", "pruning": "prunes less"}
     return [
-        rp.Verdict(f"faster-{name}", "P2 Fig. 6",
-                   f"interior: of two devices the faster one {texts[name]} (95 %)",
-                   held, f"{interval} % of pairs")
+        rp.verdict(
+            rp.Rule(
+                f"faster-{name}",
+                "P2 Fig. 6",
+                f"interior: of two devices the faster one {texts[name]} (95 %)",
+                95.0,
+                values,
+                "% of pairs",
+            )
+        )
         for name, values in found.items()
-        for held, interval in [rp.judge(values, 95.0)]
-    ]  # fmt: skip
+    ]
 
 
 def capability_figure(path: Path) -> None:
@@ -352,10 +262,9 @@ def capability_figure(path: Path) -> None:
         best = allocation.optimal(allocation.problem(preset.work, f, rate, limit))
         return best.share[0], best.ratio[0]
 
-    plt = rp.pyplot()
-    with plt.rc_context(rp.STYLE):
-        drawing, axes = plt.subplots(1, 2, figsize=(8.4, 3.5), layout="constrained")
-        colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, 4))
+    with rp.styled():
+        drawing, axes = rp.canvas(8.4, 3.5, 2)
+        colours = rp.colour("viridis", np.linspace(0.05, 0.85, 4))
         for ms, colour in zip((25, 30, 35, 40), colours, strict=True):
             share, ratio = jax.jit(jax.vmap(lambda f, t=ms / 1e3: solve(f, t)))(every)
             axes[0].plot(frequency / 1e9, share, color=colour, label=f"{ms} ms")
@@ -370,9 +279,8 @@ def capability_figure(path: Path) -> None:
 
 def figure(path: Path, found: dict[str, Rounds]) -> None:
     """Optimal shares against the rate, and against the distance in the settings above."""
-    plt = rp.pyplot()
-    with plt.rc_context(rp.STYLE):
-        drawing, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.7), layout="constrained")
+    with rp.styled():
+        drawing, (left, right) = rp.canvas(8.4, 3.7, 2)
         _against_rate(left)
         for name, rounds in found.items():
             devices = rounds.share.shape[-1]
@@ -406,7 +314,7 @@ def _against_rate(axes) -> None:
         share, ratio = np.asarray(best.share[:, 0]), np.asarray(best.ratio[:, 0])
         inside = (ratio > 1e-4) & (ratio < 1 - 1e-4)
         falls = np.gradient(share) < 0
-        colour = rp.pyplot().get_cmap("viridis")(0.22 * i)
+        colour = rp.colour("viridis", 0.22 * i)
         parts = ((~inside, ":", 1.2), (inside & ~falls, "-", 1.2), (inside & falls, "-", 3.0))
         for where, style, width in parts:
             axes.plot(efficiency, np.where(where, share, np.nan), style, color=colour, lw=width)

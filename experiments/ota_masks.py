@@ -136,8 +136,8 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
     verdicts = []
     for identity, text, one, other, above in CLAIMS:
         accuracy = [100 * rp.final(rows, name, "test_accuracy") for name in (one, other)]
-        held, found = rp.judge(accuracy[0] - accuracy[1], above)
-        verdicts.append(rp.Verdict(identity, "P0 II-III", text, held, f"{found} points"))
+        rule = rp.Rule(identity, "P0 II-III", text, above, accuracy[0] - accuracy[1])
+        verdicts.append(rp.verdict(rule))
     (folder / "figures").mkdir(exist_ok=True)
     points = {
         name: (

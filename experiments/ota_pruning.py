@@ -11,13 +11,40 @@ Variants, with their time on 2 cores:
            first *and* at the last step of the iterative schedule; client masks at 90 %
   noniid   4 minutes. ``fast`` with clients of unequal sizes and classes, Dirichlet(0.3)
   snr      3 minutes. ``fast`` in full participation, unpruned and at 90 %, at -10, -5, ..., 20 dB
-  paper    for an accelerator: days on 2 cores. P0's own setting: ResNet18 of 11,173,962 weights on
-           CIFAR-10, 100 clients, batch 64, learning rate 0.001, 1000 rounds, 10 dB, one seed. What
-           P0 leaves open is our reading: Adam (0.001 is its usual rate, with which plain SGD
-           hardly moves), 8 local steps (one pass over a client's 500 images), five pruning steps
-           at rounds 200, 300, ..., 600. A small part of it that starts on any machine:
-           ``--config.data.clients=4 --config.local.steps=1 --config.run.rounds=4
+  paper    for an accelerator: weeks on 2 cores. P0's own setting: ResNet18 of 11,173,962 weights
+           on CIFAR-10, 100 clients of IID data, all or 50 of them in a round, batch 64, learning
+           rate 0.001, 1000 rounds, 10 dB, 3 seeds; masks of the server, and masks that every
+           client computes by itself, as P0 has it ("both IMP and OSP are performed at each PIU").
+           A small part of it that starts on any machine:
+           ``--config.data.clients=4 --config.local.steps=2 --config.run.rounds=4
            --config.pruning.start=0 --config.pruning.every=1 --config.pruning.steps=2``
+
+How ``paper`` reads what P0 leaves open:
+
+  optimizer      Adam. 0.001 is its usual rate; with it plain SGD hardly moves
+  learning rate  0.001 in every round: P0 names no decay
+  local steps    8 a round, one pass over a client's 500 images
+  rounds         P0's "1000 epochs", until which PIUs and server communicate
+  norm           group norm, of 32 groups. P0 does not say what becomes of batch norm's running
+                 statistics in a federation; ``--config.model.norm=batch`` averages them
+  augmentation   none, P0 names none. Without it ResNet18 stays below what it is known for
+  weight decay   none
+  pruning steps  five, at rounds 200, 300, ..., 600, by equal shares of what is left
+  one-shot       at the round of the last step, see below
+  ranking        global, over all kernels, by magnitude; weights that stay are not rewound
+  own masks      clients take one step, rank the weights they then have, and take the other 7 steps
+                 with their mask, with an optimizer that starts anew; a mask is computed afresh in
+                 every round from the server's dense model. The sum of the updates is divided by
+                 the number of clients, since nobody knows who held which weight
+  masks at all   P0 sends models of 10 % of the weights, which masks that differ would not
+                 give: 50 of them leave 99.5 % of the weights in the sum. So the server's common
+                 masks are the other arms
+  evaluation     of the global model with the mask of the round's start
+  participation  50 PIUs are drawn anew in every round
+  noise          no fading, and 10 dB referred to the receiver: the power of the received sum over
+                 that of the noise. P0 does not say what its SNR refers to; the other readings,
+                 ``--config.uplink.normalisation=common`` and ``device``, have noise that is
+                 smaller by orders of magnitude
 
 The network is a CNN of 26,698 weights (8 and 16 filters of 3×3, 32 hidden units); the uplink is
 over the air at 10 dB with the SNR referred to the receiver. P0 names no optimizer, so ours is
@@ -36,8 +63,9 @@ What is compared, fixed before any result was seen:
   a comprehensive training process"). "one-shot-first" prunes at the first step instead: it has the
   most rounds to recover, and the least training before.
 * Masks are global magnitude masks of the server, on kernels (not on the 66 biases). "client"
-  repeats iterative pruning with masks that the clients compute on the model that they receive,
-  while the server keeps it dense.
+  repeats iterative pruning with masks of the model that the clients receive, while the server
+  keeps it dense: all of them find the same one. In "one-shot-own" and "iterative-own" every client
+  computes a mask of its own from what a first step has made of the model.
 * A claim "held" if the 95 % Student interval of the paired differences over seeds lies above its
   threshold, "did not hold" if it lies below, and is "open" otherwise. "About" and "at least" allow
   1 point. With 3 seeds the intervals are wide: expect small effects to stay open.
@@ -51,12 +79,13 @@ ours, but only the claims about differences can carry over.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from experiments.ota_pruning_claims import PAPER, PARTICIPATION, Condition, accuracy, claims
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, spec, to_json
+from fedprune.studies.ota import OWN, PARTICIPATION, Condition, accuracy, claims, stated
 from fedprune.writer import Row
 
 VARIANTS = ("fast", "fashion", "noniid", "snr", "paper")
@@ -65,6 +94,8 @@ METHODS = {
     "one-shot-first": "Early one-shot pruning",
     "iterative": "Iterative pruning",
     "client": "Iterative pruning, client masks",
+    "one-shot-own": "One-shot pruning, own masks",
+    "iterative-own": "Iterative pruning, own masks",
 }
 
 
@@ -79,7 +110,9 @@ class OtaPruning(Config):
         ("one-shot", "iterative"), "methods compared with no pruning", choices=tuple(METHODS)
     )
     ratios: tuple[float, ...] = spec((0.3, 0.5, 0.7, 0.9), "pruning ratios", above=0, below=1)
-    client_ratios: tuple[float, ...] = spec((0.9,), "ratios of client masks", above=0, below=1)
+    client_ratios: tuple[float, ...] = spec(
+        (0.9,), "ratios of client masks and own masks", above=0, below=1
+    )
     snrs_db: tuple[float, ...] = spec(
         (), "SNRs compared; none: uplink.snr_db", low=-100, high=200, unit="dB"
     )
@@ -106,7 +139,8 @@ def get_config(variant: str = "fast") -> OtaPruning:
         config.local.steps, config.local.batch = 8, 64
         config.pruning.start, config.pruning.every = 200, 100
         config.run.rounds, config.run.every, config.run.save_every = 1000, 10, 2
-        config.run.seeds = 1
+        config.methods = ("one-shot", "iterative", "one-shot-own", "iterative-own")
+        config.client_ratios = config.ratios
     elif variant != "fast":
         raise ConfigError(
             f"variant {variant!r} of ota_pruning: must be one of fast, fashion, noniid, snr, paper"
@@ -119,7 +153,7 @@ def conditions(config: OtaPruning) -> list[Condition]:
     pruned = [
         (how, ratio)
         for how in config.methods
-        for ratio in (config.client_ratios if how == "client" else config.ratios)
+        for ratio in (config.client_ratios if _at_clients(how) else config.ratios)
     ]
     return [
         Condition(who, how, ratio, snr_db)
@@ -129,16 +163,35 @@ def conditions(config: OtaPruning) -> list[Condition]:
     ]
 
 
+def _at_clients(how: str) -> bool:
+    return how == "client" or how.endswith(OWN)
+
+
 def arms(config: OtaPruning) -> list[Arm]:
-    """Arms of one participation and scope share a program."""
+    """Arms of one participation and scope share a program.
+
+    Raises:
+      ConfigError: own masks, and no step is left after the warm-up.
+    """
+    own: dict[str, Any] = {
+        "pruning.scope": "own",
+        "local.steps": config.local.steps - config.pruning.warm_up,
+    }
+    if any(how.endswith(OWN) for how in config.methods) and own["local.steps"] < 1:
+        raise ConfigError(
+            f"local.steps={config.local.steps}: must be above"
+            f" pruning.warm_up={config.pruning.warm_up}"
+        )
     cohort = {"full": 0, "half": max(1, config.data.clients // 2)}
     found = []
     for c in conditions(config):
-        overrides: dict[str, float | str] = {"cohort.size": cohort[c.who], "pruning.ratio": c.ratio}
+        overrides: dict[str, Any] = {"cohort.size": cohort[c.who], "pruning.ratio": c.ratio}
         if c.how.startswith("one-shot"):
             overrides |= {"pruning.start": _pruned_at(config, c.how)[0], "pruning.steps": 1}
         if c.how == "client":
             overrides["pruning.scope"] = "client"
+        if c.how.endswith(OWN):
+            overrides |= own
         if c.snr_db is not None:
             overrides["uplink.snr_db"] = c.snr_db
         found.append(Arm(c.name(), overrides))
@@ -149,7 +202,8 @@ def _pruned_at(config: OtaPruning, how: str) -> list[int]:
     """Rounds at whose start a method prunes."""
     p = config.pruning
     steps = [p.start + p.every * i for i in range(p.steps)]
-    return {"one-shot": steps[-1:], "one-shot-first": steps[:1]}.get(how, steps)
+    once = {"one-shot": steps[-1:], "one-shot-first": steps[:1]}
+    return once.get(how.removesuffix(OWN), steps)
 
 
 # Results -----
@@ -157,7 +211,7 @@ def _pruned_at(config: OtaPruning, how: str) -> list[int]:
 
 def report(config: OtaPruning, rows: Sequence[Row], folder: Path) -> str:
     """Writes summary, tables and figures; returns the text to print."""
-    accuracy = f"Final test accuracy in percent, mean ± 95 % interval over {config.run.seeds} seeds"
+    accuracy = f"Final test accuracy in percent, {rp.over_seeds(config.run.seeds)}"
     tables = {
         accuracy: _snr_table(config, rows) if config.snrs_db else _table(config, rows),
         "Convergence": _convergence(config, rows),
@@ -179,7 +233,7 @@ def _table(config: OtaPruning, rows: Sequence[Row]) -> str:
         if how != "unpruned" and condition not in conditions(config):
             return ["", ""]
         ours = str(rp.interval(accuracy(rows, condition)))
-        return [PAPER.get((who, how, ratio), "–"), ours]
+        return [stated(condition), ours]
 
     body = []
     for who in config.participation:

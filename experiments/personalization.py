@@ -71,18 +71,17 @@ from typing import Any
 
 import numpy as np
 
-from experiments import latency_tables
 from fedprune import report as rp
 from fedprune import resources
 from fedprune.config import Arm, Config, ConfigError, spec, to_json
+from fedprune.studies import latency
+from fedprune.studies.personal import LAST, client_table, points
 from fedprune.writer import Row
 
 VARIANTS = ("fast", "dirichlet", "full", "paper")
 CLASSES, PIXELS = 10, 28
 TABLE_WEIGHTS = 25_168
 """Global weights of the setting that fits P4's Table I."""
-LAST = 3
-"""Tests over which the final accuracy is averaged."""
 PROPOSED = "limit-25"
 
 
@@ -177,33 +176,6 @@ def fixed_name(ratio: float) -> str:
 # Results -----
 
 
-def points(
-    rows: Sequence[Row], arm: str, column: str = "test_mean", rounds: int = LAST
-) -> np.ndarray:
-    """A share in percent over the last evaluated rounds, [seeds]."""
-    return 100 * rp.curves(rows, arm, column)[1][:, -rounds:].mean(1)
-
-
-def client_table(rows: Sequence[Row], names: Sequence[str], rounds: int = LAST) -> str:
-    """Accuracy of the clients over the last rounds, and how many of them have which at the end."""
-    limits = (0, 10, 12, 14, 16, 18, 19, 20)  # of the histogram's 20 bins
-    body = []
-    for name in names:
-        last = max(row["round"] for row in rows if row["arm"] == name)
-        counts = np.sum(
-            [r["test_histogram"] for r in rows if (r["arm"], r["round"]) == (name, last)], 0
-        )
-        body.append([
-            name,
-            *(str(rp.interval(points(rows, name, f"test_{c}", rounds))) for c in ("mean", "worst")),
-            str(rp.interval(points(rows, name, "test_accuracy", rounds))),
-            f"{rp.final(rows, name, 'test_loss').mean():.3f}",
-            *(str(counts[a:b].sum()) for a, b in pairwise(limits)),
-        ])  # fmt: skip
-    header = ["arm", "mean of clients (%)", "worst tenth (%)", "pooled (%)", "loss"]
-    return rp.table([*header, "< 50", *(f"{5 * low}-" for low in limits[1:-1])], body)
-
-
 def cost_table(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Latency, pruning and what was spent on the air, of the arms with a channel."""
     body = []
@@ -222,17 +194,14 @@ def cost_table(rows: Sequence[Row], names: Sequence[str]) -> str:
 
 def width_table(config: Config) -> str:
     """Table I's setting with FC layers of width 8 and, as P4 states, of width 128, in 20 MHz."""
-    preset, body = latency_tables.PRESETS["personalized"], []
+    preset, body = latency.PRESETS["personalized"], []
     for weights in (TABLE_WEIGHTS, 402_688):
-        work = resources.personalized(latency_tables.CONV, weights, 10.0, 10.0, 20.0, 32.0, 1.0)
-        found = latency_tables.simulate(preset._replace(work=work), config.run.seeds, 200)
-        took = [
-            str(rp.interval(found.milliseconds[scheme].mean(1)))
-            for scheme in latency_tables.SCHEMES
-        ]
+        work = resources.personalized(latency.CONV, weights, 10.0, 10.0, 20.0, 32.0, 1.0)
+        found = latency.simulate(preset._replace(work=work), config.run.seeds, 200)
+        took = [str(rp.interval(found.milliseconds[scheme].mean(1))) for scheme in latency.SCHEMES]
         body.append([f"{weights:,}", *took, str(rp.interval(100 * found.ratio.mean((1, 2))))])
     body.append(["Table I", "25", "38", "38", "55", "–"])
-    return rp.table(["global weights", *latency_tables.SCHEMES.values(), "mean rho (%)"], body)
+    return rp.table(["global weights", *latency.SCHEMES.values(), "mean rho (%)"], body)
 
 
 def _mean(rows: Sequence[Row], arm: str, column: str) -> np.ndarray:
@@ -277,10 +246,9 @@ def claims(rows: Sequence[Row], names: Sequence[str]) -> list[rp.Verdict]:
            *above("personal-only", other), "points") for other in ("tuned", "ditto", "head")),
     ]  # fmt: skip
     return [
-        rp.Verdict(identity, paper, text, held, f"{found} {unit}")
+        rp.verdict(rp.Rule(identity, paper, text, threshold, values(), unit))
         for identity, paper, text, threshold, needed, values, unit in rules
         if needed <= set(names)
-        for held, found in [rp.judge(values(), threshold)]
     ]
 
 
@@ -288,8 +256,8 @@ def report(config: Personalization, rows: Sequence[Row], folder: Path) -> str:
     """Writes summary, tables and figures; returns the text to print."""
     names = [arm.name for arm in arms(config)]
     heading = (
-        f"Last {LAST} tests in {config.run.rounds} rounds, mean ± 95 % over {config.run.seeds}"
-        " seeds; then clients of all seeds by their accuracy (%) in the last round"
+        f"Last {LAST} tests in {config.run.rounds} rounds, {rp.over_seeds(config.run.seeds)};"
+        " then clients of all seeds by their accuracy (%) in the last round"
     )
     tables = {
         heading: client_table(rows, names),

@@ -83,29 +83,29 @@ STRUCTURES: dict[str, prune.Structure] = {
 }
 PRUNABLE: dict[str, prune.Predicate] = {"all": prune.kernels, "dense": prune.named("Dense")}
 IMPORTANCES: dict[str, local.Importance] = {"magnitude": local.magnitude, "change": local.change}
-UPLINKS: dict[str, Callable[[cfg.Uplink], Uplink]] = {
-    "ideal": lambda u: link.ideal(),
-    "over_the_air": lambda u: link.over_the_air(
+UPLINKS: dict[str, Callable[[cfg.Uplink, channel.Fading | None], Uplink]] = {
+    "ideal": lambda u, faded: link.ideal(),
+    "over_the_air": lambda u, faded: link.over_the_air(
         u.snr_db,
         u.normalisation,
         u.packing,
-        fading(u),
+        faded,
         u.threshold,
         u.power,
         u.bandwidth,
         u.repeats,
     ),
-    "orthogonal": lambda u: link.orthogonal(
+    "orthogonal": lambda u, faded: link.orthogonal(
         u.snr_db,
         u.rate or None,
         u.value_bits,
-        fading(u),
+        faded,
         u.threshold,
         u.power,
         u.bandwidth,
         u.bitstream,
     ),
-    "analog": lambda u: link.one_by_one(
+    "analog": lambda u, faded: link.one_by_one(
         link.analog(
             u.snr_db,
             link.Protection(u.repeats, u.code, u.repeats),
@@ -167,8 +167,9 @@ def model(config: cfg.Config, dataset: data.Dataset) -> Model:
         raise cfg.ConfigError(f"model.compute={config.model.compute!r}: {e}") from e
 
 
-def fading(u: cfg.Uplink) -> channel.Fading | None:
-    """None for pure AWGN."""
+def fading(c: cfg.Config) -> channel.Fading | None:
+    """The uplink's; None for pure AWGN."""
+    u = c.uplink
     if u.fading == "none":
         return None
     return channel.block_fading(
@@ -176,6 +177,10 @@ def fading(u: cfg.Uplink) -> channel.Fading | None:
         rician=u.rician if u.fading == "rician" else 0.0,
         csi_error=u.csi_error,
         annulus=(u.nearest, u.farthest) if u.farthest else None,
+        blocks=u.blocks,
+        taps=(1.0,) * u.taps,
+        correlation=u.correlation,
+        clients=c.data.clients if u.correlation else None,
     )
 
 
@@ -301,7 +306,7 @@ def _server_sizes(c: cfg.Config) -> list[int]:
 def uplink(c: cfg.Config, network: Model) -> Uplink:
     """How the updates of a cohort reach the server, or the edge servers."""
     u = c.uplink
-    values = _ofdma(c, network) if u.link == "ofdma" else UPLINKS[u.link](u)
+    values = _ofdma(c, network) if u.link == "ofdma" else UPLINKS[u.link](u, fading(c))
     if u.division == "all":
         return values
     exact = u.link != "over_the_air"

@@ -311,6 +311,26 @@ class Uplink:
         3.0, "line of sight over scattered power (rician)", low=0, high=1e6, traced=True
     )
     antennas: int = spec(1, "receive antennas", low=1, high=4096)
+    blocks: int = spec(
+        1,
+        "blocks of symbols that fade together in a round, such as subcarriers (over_the_air,"
+        " orthogonal)",
+        low=1,
+        high=4096,
+    )
+    taps: int = spec(
+        1,
+        "paths of equal power that the blocks' channels are the spectrum of; 1: all blocks fade"
+        " alike, as many as blocks: each by itself",
+        low=1,
+        high=4096,
+    )
+    correlation: float = spec(
+        0.0,
+        "of a client's scattered paths from one round to the next; 0: drawn anew",
+        low=0,
+        below=1,
+    )
     csi_error: float = spec(
         0.0,
         "variance of the channel estimate's error, relative to the gain",
@@ -839,9 +859,18 @@ def _validate_together(c: Config) -> None:
         f" up to data.clients={c.data.clients}",
     )
     require(
-        not c.edges.servers or u.link != "over_the_air" or u.antennas == 1,
-        f"uplink.antennas={u.antennas}: must be 1 for edges.servers={c.edges.servers} over the air,"
-        " since combining is along the whole cohort's channels",
+        u.taps <= u.blocks,
+        f"uplink.taps={u.taps}: must be at most uplink.blocks={u.blocks}",
+    )
+    require(
+        (u.blocks, u.correlation) == (1, 0.0)
+        or (u.fading != "none" and u.link in ("over_the_air", "orthogonal")),
+        f"uplink.blocks={u.blocks}: must be 1, and uplink.correlation={u.correlation} must be 0,"
+        f" for uplink.fading={u.fading!r} and uplink.link={u.link!r}",
+    )
+    require(
+        u.correlation == 0 or not c.edges.servers,
+        f"uplink.correlation={u.correlation}: must be 0 for edges.servers={c.edges.servers}",
     )
     cohort = (c.cohort.size or c.data.clients) / max(1, c.edges.servers)
     require(

@@ -10,14 +10,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedprune import backend, build, data, loop, mesh, run
+from fedprune import backend, build, data, loop, mesh, processes, run
 from fedprune import config as cfg
+from fedprune.checkpoint import CheckpointError
 from fedprune.types import Model
 from fedprune.writer import Row, RunDirectory
 
@@ -30,6 +33,8 @@ class Plan(NamedTuple):
     config: cfg.Config
     dataset: data.Dataset
     programs: list[loop.Program]
+    checkpoints: int
+    """bytes of one checkpoint of every program"""
 
 
 def plan(config: cfg.Config, arms: Sequence[cfg.Arm]) -> Plan:
@@ -57,7 +62,7 @@ def plan(config: cfg.Config, arms: Sequence[cfg.Arm]) -> Plan:
         _program(f"program{i}", changed, group, dataset)
         for i, (changed, group) in enumerate(zip(configs, groups.values(), strict=True))
     ]
-    return Plan(config, dataset, programs)
+    return Plan(config, dataset, [p for p, _ in programs], sum(size for _, size in programs))
 
 
 def execute(
@@ -72,28 +77,34 @@ def execute(
 
     Raises:
       Stopped: ``stop`` said so, and the state is saved.
-      CheckpointError: what is there cannot be continued, or a checkpoint cannot be written.
+      CheckpointError: what is there cannot be continued, a checkpoint cannot be written, or the
+        disk has no room for one of every program.
     """
     folder, c = None if directory is None else directory.path, plan.config.run
+    processes.together(lambda: _check_disk(folder, plan.checkpoints))
     return loop.train(plan.programs, folder, c.rounds, c.every, c.save_every, stop)
 
 
 def _program(
     name: str, config: cfg.Config, arms: Sequence[cfg.Arm], dataset: data.Dataset
-) -> loop.Program:
+) -> tuple[loop.Program, int]:
+    """A program, and the bytes of a checkpoint of it."""
     first = {arm.name: arm.overrides.get("run.seed", config.run.seed) for arm in arms}
     labels = [
         loop.Label(arm.name, first[arm.name] + i) for arm in arms for i in range(config.run.seeds)
     ]
     network = build.model(config, dataset)
-    _check_size(config, network, len(labels))
+    _check_weights(config, network, len(labels))
     layout = build.layout(config.mesh, len(labels))
     hyper, by_client = _hyper(config, arms), config.run.test == "clients"
 
     def algorithm(values: dict[str, jax.Array]):
         return build.algorithm(cfg.override(config, values), network, layout)
 
-    algorithm({})  # stages that do not fit each other are refused before there is a directory
+    # Stages that do not fit each other are refused before there is a directory.
+    padded = -(-len(labels) // layout.arm_devices) * layout.arm_devices
+    size = run.footprint(algorithm({}), network.init, padded)
+    _check_footprint(name, config, size, layout)
 
     @functools.cache
     def federation() -> data.Federation:
@@ -127,15 +138,23 @@ def _program(
             lambda arms: compiled(arms, train, test), lambda arms: compiled.lower(arms, train, test)
         )
 
-    padded = -(-len(labels) // layout.arm_devices) * layout.arm_devices
     log.info(
         "%s: %d runs (arms times seeds) of %d rounds on %d x %d devices (arms x clients)",
         *(name, len(labels), config.run.rounds, layout.arm_devices, layout.client_devices),
     )
-    return loop.Program(name, labels, start, segment, padded)
+    return loop.Program(name, labels, start, segment, padded), size.checkpoint
 
 
-def _check_size(config: cfg.Config, network: Model, runs: int) -> None:
+def _bytes(number: float) -> str:
+    """A number of bytes as people read it."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1024
+    return f"{number:,.3g} GiB" if number < 1000 else f"{number:,.0f} GiB"
+
+
+def _check_weights(config: cfg.Config, network: Model, runs: int) -> None:
     """Whether a program's weights have room; training takes some times as much.
 
     Raises:
@@ -147,11 +166,50 @@ def _check_size(config: cfg.Config, network: Model, runs: int) -> None:
     named = f"model.name={config.model.name!r}: must be a network"
     if needed > room:
         raise cfg.ConfigError(
-            f"{named} that fits into the {room / 2**30:,.0f} GiB of memory; the {weights:,} weights"
-            f" of {runs} runs alone have {needed / 2**30:,.0f} GiB"
+            f"{named} that fits into the {_bytes(room)} of memory; the {weights:,} weights of"
+            f" {runs} runs alone have {_bytes(needed)}"
         )
     if weights >= 2**31:
         raise cfg.ConfigError(f"{named} of fewer than 2^31 weights, not of {weights:,}")
+
+
+def _check_footprint(
+    name: str, config: cfg.Config, size: run.Footprint, layout: mesh.Layout
+) -> None:
+    """Says what is kept of clients, and whether all that runs hold between rounds has room.
+
+    Raises:
+      ConfigError: it has not.
+    """
+    room, everywhere, k = backend.memory(), size.device * layout.mesh.size, config.data.clients
+    if size.store:
+        log.info(
+            "%s: %s are kept of %d clients; with all else %s on each device, %s in a checkpoint",
+            *(name, _bytes(size.store), k, _bytes(size.device), _bytes(size.checkpoint)),
+        )
+    if everywhere > room:
+        field = f"data.clients={k}" if size.store else f"model.name={config.model.name!r}"
+        raise cfg.ConfigError(
+            f"{field}: what runs hold between rounds must fit into the {_bytes(room)} of memory,"
+            f" but has {_bytes(everywhere)}, of which {_bytes(size.store)} are kept of clients"
+        )
+
+
+def _check_disk(folder: Path | None, checkpoints: int) -> None:
+    """Whether there is room for a first checkpoint of every program; None: this is not the process
+    that writes.
+
+    Raises:
+      CheckpointError: there is not.
+    """
+    if folder is None or (folder / "checkpoints").exists():
+        return
+    free = shutil.disk_usage(folder).free
+    if checkpoints > free:
+        raise CheckpointError(
+            f"{folder}: has {_bytes(free)} of room, but a checkpoint of all runs has"
+            f" {_bytes(checkpoints)}"
+        )
 
 
 def _hyper(config: cfg.Config, arms: Sequence[cfg.Arm]) -> dict[str, jax.Array]:

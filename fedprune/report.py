@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fedprune.writer import Row, write_bytes, write_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LEVEL = 0.95
 STYLE: Any = {
@@ -22,6 +25,10 @@ STYLE: Any = {
 }
 
 
+FEW = {1: "one seed", 2: "two seeds"}
+"""seeds that are too few for a verdict to stand without saying so"""
+
+
 class Interval(NamedTuple):
     """A mean over seeds and half the width of its 95 % Student interval (nan for one seed)."""
 
@@ -29,7 +36,13 @@ class Interval(NamedTuple):
     half: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.half:.1f}"
+        return f"{self:.1f}"
+
+    def __format__(self, spec: str) -> str:
+        """Both numbers by one format, such as ".2f"; of one seed there is no interval."""
+        spec = spec or ".1f"
+        mean = format(self.mean, spec)
+        return mean if math.isnan(self.half) else f"{mean} ± {self.half:{spec}}"
 
 
 class Verdict(NamedTuple):
@@ -41,18 +54,22 @@ class Verdict(NamedTuple):
     text: str
     """the claim and the rule by which it is judged, written before any result was seen"""
     held: bool | None
-    """None: the interval leaves it open"""
+    """None: the interval leaves it open, or there is none, with one seed"""
     value: str
+    seeds: int
+    """of which the value is the mean"""
 
 
-def pyplot() -> Any:
-    """``matplotlib.pyplot``, imported now; it draws into files unless a notebook has chosen
-    otherwise."""
-    import matplotlib
+class Rule(NamedTuple):
+    """A claim that holds where the mean of paired differences is above a threshold."""
 
-    if matplotlib.get_backend(auto_select=False) is None:
-        matplotlib.use("Agg")
-    return importlib.import_module("matplotlib.pyplot")
+    id: str
+    paper: str
+    text: str
+    above: float
+    values: np.ndarray
+    """[seeds]"""
+    unit: str = "points"
 
 
 def interval(values: Sequence[float] | np.ndarray) -> Interval:
@@ -129,6 +146,27 @@ def judge(difference: Sequence[float] | np.ndarray, above: float) -> tuple[bool 
     return None, found
 
 
+def verdict(rule: Rule, value: str = "{:.1f} {unit}") -> Verdict:
+    """A rule beside what was found; ``value`` is the format of its interval and unit."""
+    held, found = judge(rule.values, rule.above)
+    shown = value.format(found, unit=rule.unit)
+    return Verdict(rule.id, rule.paper, rule.text, held, shown, len(rule.values))
+
+
+def word(held: bool | None, seeds: int | None) -> str:
+    """A verdict in words, which name the seeds where they are few; None: their number is unknown.
+
+    The runs of older versions do not have it.
+    """
+    said = {True: "held", False: "did not hold", None: "open"}[held]
+    return f"{said} ({FEW[seeds]})" if seeds in FEW else said
+
+
+def over_seeds(seeds: int) -> str:
+    """What the numbers of a table are, for its heading."""
+    return FEW[1] if seeds == 1 else f"mean ± 95 % interval over {seeds} seeds"
+
+
 def arm_summary(rows: Sequence[Row], arm: str) -> dict[str, Any]:
     """What ``summary.json`` says of an arm. A cost may be infinite; "inf" in JSON."""
     accuracy = interval(final(rows, arm, "test_accuracy"))
@@ -164,11 +202,34 @@ def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> str:
-    words = {True: "held", False: "did not hold", None: "open"}
     return table(
         ["claim", "verdict", "found", "paper"],
-        [[v.text, words[v.held], v.value, v.paper] for v in verdicts],
+        [[v.text, word(v.held, v.seeds), v.value, v.paper] for v in verdicts],
     )
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """Figures that are made inside look as ours do."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def canvas(width: float, height: float, panels: int = 1) -> tuple[Figure, Any]:
+    """A figure and its panels beside one another, without any backend: it can be saved only."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, panels)
+
+
+def colour(name: str, where: Any) -> Any:
+    """Of a map of colours, at numbers from 0 to 1."""
+    import matplotlib
+
+    return matplotlib.colormaps[name](where)
 
 
 def accuracy_figure(
@@ -197,10 +258,9 @@ def accuracy_figure(
     from matplotlib.ticker import MaxNLocator
 
     scale, ylabel = (100, "test accuracy (%)") if column == "test_accuracy" else (1, column)
-    plt = pyplot()
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(4.2, 3.5), layout="constrained")
-        colours = ["black", *plt.get_cmap("viridis")(np.linspace(0.05, 0.85, len(arms) - 1))]
+    with styled():
+        figure, axes = canvas(4.2, 3.5)
+        colours = ["black", *colour("viridis", np.linspace(0.05, 0.85, len(arms) - 1))]
         reference = curves(rows, next(iter(arms)), column)[1]
         for i, (arm, label) in enumerate(arms.items()):
             rounds, values = curves(rows, arm, column)
@@ -245,11 +305,10 @@ def partition_figure(path: Path, counts: np.ndarray, names: Sequence[str], title
 
     clients, classes = counts.shape
     left = np.cumsum(counts, 1) - counts
-    plt = pyplot()
-    with plt.rc_context(STYLE):
+    with styled():
         size = (5.6, min(9.0, 1.2 + 0.16 * max(clients, classes)))
-        figure, axes = plt.subplots(figsize=size, layout="constrained")
-        colours = plt.get_cmap("turbo")(np.linspace(0.03, 0.97, classes))
+        figure, axes = canvas(*size)
+        colours = colour("turbo", np.linspace(0.03, 0.97, classes))
         for c, name in enumerate(names):
             axes.barh(np.arange(clients), counts[:, c], 0.85, left[:, c], color=colours[c],
                       label=name, lw=0)  # fmt: skip
@@ -334,10 +393,9 @@ def line_figure(
       xlabel: below the axes.
       ylabel: beside them.
     """
-    plt = pyplot()
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(4.2, 3.5), layout="constrained")
-        colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, len(lines)))
+    with styled():
+        figure, axes = canvas(4.2, 3.5)
+        colours = colour("viridis", np.linspace(0.05, 0.85, len(lines)))
         shifts = 0.012 * np.ptp(x) * (np.arange(len(lines)) - (len(lines) - 1) / 2)
         for i, (label, values) in enumerate(lines.items()):
             mean, half = np.array([interval(v) for v in values]).T
@@ -361,10 +419,9 @@ def cost_figure(
       column: of the cost of one round, such as "channel_uses".
       xlabel: below the axes.
     """
-    plt = pyplot()
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(4.6, 3.8), layout="constrained")
-        colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, -(-len(arms) // 2)))
+    with styled():
+        figure, axes = canvas(4.6, 3.8)
+        colours = colour("viridis", np.linspace(0.05, 0.85, -(-len(arms) // 2)))
         for i, (arm, label) in enumerate(arms.items()):
             rounds, values = curves(rows, arm, "test_accuracy")
             total = spent(rows, arm, column, rounds)
@@ -395,10 +452,9 @@ def tradeoff_figure(
       xlabel: below the axes, which are logarithmic.
       ylabel: beside them.
     """
-    plt = pyplot()
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(5.0, 3.6), layout="constrained")
-        colours = plt.get_cmap("viridis")(np.linspace(0.0, 0.9, len(points)))
+    with styled():
+        figure, axes = canvas(5.0, 3.6)
+        colours = colour("viridis", np.linspace(0.0, 0.9, len(points)))
         spent = [x for x, _ in points.values()]
         for i, (label, (x, values)) in enumerate(points.items()):
             mean, half = interval(values)
@@ -428,10 +484,9 @@ def label_decades(axes: Any) -> None:
 
 
 def save(figure: Any, path: Path) -> None:
-    """As PNG and as SVG, with nothing in them that differs between equal runs; then closes it."""
+    """As PNG and as SVG, with nothing in them that differs between equal runs."""
     about: dict[str, Any] = {".png": {"dpi": 200}, ".svg": {"metadata": {"Date": None}}}
     for ending, options in about.items():
         drawn = io.BytesIO()
         figure.savefig(drawn, format=ending[1:], **options)
         write_bytes(path.with_suffix(ending), drawn.getvalue())
-    pyplot().close(figure)

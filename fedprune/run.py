@@ -355,6 +355,43 @@ def start(
     return jax.jit(jax.vmap(one))(hyper, key)
 
 
+class Footprint(NamedTuple):
+    """Bytes that the arms of a program hold between rounds; training takes some times as much."""
+
+    store: int
+    """what is kept of every client (``round.STORED``), of all arms"""
+    device: int
+    """all of it, on each device"""
+    checkpoint: int
+    """all of it, once"""
+
+
+def footprint(algorithm: Round, init: Callable[[Key], Params], arms: int) -> Footprint:
+    """What the states of so many arms take, from shapes alone.
+
+    Args:
+      algorithm: from ``round.build``; its layout says how many devices share the arms, and the
+        clients of an arm.
+      init: gives the initial weights.
+      arms: how many, those that pad the devices included.
+    """
+    state = jax.eval_shape(lambda: algorithm.init(init(jax.random.key(0))))
+    layout = algorithm.layout
+
+    def size(values: PyTree, clients: int = 1) -> int:
+        """Bytes on each of so many devices that share the leading axis of all arrays."""
+
+        def elements(v: jax.ShapeDtypeStruct) -> int:
+            return v.size if clients == 1 else v.size // v.shape[0] * -(-v.shape[0] // clients)
+
+        return sum(elements(v) * v.dtype.itemsize for v in jax.tree.leaves(values))
+
+    kept = {name: getattr(state, name) for name in STORED}
+    store, others = size(kept), size(state._replace(**dict.fromkeys(STORED)))
+    here = size(kept, layout.client_devices) + others
+    return Footprint(arms * store, -(-arms // layout.arm_devices) * here, arms * (store + others))
+
+
 def simulate(
     algorithm: Round,
     model: Model,

@@ -214,9 +214,11 @@ def test_all_fields_in_words():
             "mesh.lanes=8: must be a multiple of the 3 devices",
         ),
         ({"uplink.min_holders": 21.0}, "uplink.min_holders=21.0: must be at most 20, the clients"),
+        ({"uplink.taps": 2}, "uplink.taps=2: must be at most uplink.blocks=1"),
+        ({"uplink.blocks": 2}, "uplink.blocks=2: must be 1, and uplink.correlation=0.0 must be 0"),
         (
-            {"edges.servers": 2, "uplink.fading": "rayleigh", "uplink.antennas": 2},
-            "uplink.antennas=2: must be 1 for edges.servers=2 over the air",
+            {"edges.servers": 2, "uplink.fading": "rayleigh", "uplink.correlation": 0.5},
+            "uplink.correlation=0.5: must be 0 for edges.servers=2",
         ),
         ({"pruning.schedule": "allocated"}, "pruning.schedule='allocated': must come with"),
         ({"uplink.link": "ofdma"}, "uplink.fading='none': must be rayleigh"),

@@ -12,8 +12,12 @@ from problems import federation, leaves, mlp, same
 
 import fedprune as fp
 from fedprune import bill, channel, link, loop, resources, rng
+from fedprune import config as cfg
+from fedprune.algorithms import channel_age_loss, feddst, prunefl, scaffold
+from fedprune.build import SCHEDULES, SERVERS
 from fedprune.round import Edges, Stratum, hierarchical
 from fedprune.types import (
+    SCOPES,
     Air,
     Candidates,
     Count,
@@ -265,14 +269,28 @@ def stratified(small, layout=None, sizes=(2, 3), batch=4, **stages):
     )
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-def test_strata_against_a_loop(devices):
-    """Of five clients three train a smaller network; the mean is over who holds a weight."""
+@pytest.mark.parametrize(("devices", "ratio"), [(1, 0.0), (4, 0.0), (1, 0.5)])
+def test_strata_against_a_loop(devices, ratio):
+    """Of five clients three train a smaller network; the mean is over who holds a weight.
+
+    With a ratio half of the kernels' weights are pruned by the server, by magnitude, in round 0.
+    """
     clients = federation(5)
+    pruner = fp.prune.scheduled(fp.prune.one_shot(ratio, 0)) if ratio else None
     state, info, _ = fp.run.simulate(
-        stratified(True, fp.mesh.make(clients=devices)), WIDE, clients, clients, 2, seed=3
+        stratified(True, fp.mesh.make(clients=devices), pruner=pruner),
+        *(WIDE, clients, clients, 2, 3),
     )
     params = WIDE.init(rng.stream(KEY, "init"))
+    mask = jax.tree.map(np.ones_like, params)
+    if ratio:
+        kernels = [abs(layer["kernel"]) for layer in params.values()]
+        middle = np.median(np.concatenate([k.reshape(-1) for k in kernels]))
+        for layer, kernel in zip(mask, kernels, strict=True):
+            mask[layer]["kernel"] = np.float32(kernel > middle)
+        params = jax.tree.map(jnp.multiply, params, mask)
+        assert all(map(np.array_equal, leaves(state.mask), leaves(mask)))
+    whole = jax.tree.map(lambda m: m > 0, mask) if ratio else None
     trainers = {2: jax.jit(sgd(WIDE)), 3: jax.jit(sgd(NARROW))}
     zeros = jax.tree.map(jnp.zeros_like, params)
     for t in range(2):
@@ -280,31 +298,42 @@ def test_strata_against_a_loop(devices):
         for k in range(5):
             at, client = rng.stream(KEY, "local", t, k), clients.client(k)
             mine = params if k < 2 else narrow(params)
-            delta = trainers[2 if k < 2 else 3](at, jnp.int32(t), mine, None, client).delta
-            ones = jax.tree.map(jnp.ones_like, delta)
+            held = whole if k < 2 or whole is None else narrow(whole)
+            delta = trainers[2 if k < 2 else 3](at, jnp.int32(t), mine, held, client).delta
+            ones = mask if k < 2 else narrow(mask)
             if k >= 2:
                 delta, ones = widen(delta, zeros), widen(ones, zeros)
             for i, (d, m) in enumerate(zip(leaves(delta), leaves(ones), strict=True)):
                 top[i] += int(clients.size[k]) * d
                 bottom[i] += int(clients.size[k]) * m
-        flat = [w + a / b for w, a, b in zip(leaves(params), top, bottom, strict=True)]
+        steps = [a / np.maximum(b, 1) for a, b in zip(top, bottom, strict=True)]
+        flat = [w + step for w, step in zip(leaves(params), steps, strict=True)]
         params = jax.tree.unflatten(jax.tree.structure(params), map(jnp.float32, flat))
     for found, expected in zip(leaves(state.params), leaves(params), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
-    sizes = [sum(v.size for v in leaves(p)) for p in (params, narrow(params))]
+    sizes = [sum(v.sum() for v in leaves(m)) for m in (mask, narrow(mask))]
     assert (info.sent == 2 * sizes[0] + 3 * sizes[1]).all()
 
 
-def test_strata_with_the_servers_mask():
-    """What is pruned is neither trained nor held by clients of any stratum."""
-    pruner = fp.prune.scheduled(fp.prune.one_shot(0.5, 0), scope="own")
-    state, _, _ = fp.run.simulate(
-        stratified(True, pruner=pruner), WIDE, federation(5), federation(5), 1
-    )
+def test_strata_with_masks_of_their_own():
+    """They may have some with scope "own", and none beside a mask that all clients share."""
+
+    def keeping(key, t, params, mask, client):
+        trained = sgd(WIDE)(key, t, params, None, client)
+        return trained._replace(held=jax.tree.map(lambda w: w > 0, params))
+
+    def one(scope):
+        strata = (Stratum(5, keeping, lambda values: values, lambda values, _: values),)
+        pruner = fp.prune.scheduled(fp.prune.one_shot(0.5, 0), scope=scope)
+        algorithm = build(
+            local=strata, uplink=link.ideal(), participation=fp.server.full(5), pruner=pruner
+        )
+        return fp.run.simulate(algorithm, WIDE, federation(5), federation(5), 1)
+
+    state, _, _ = one("own")
     assert all(np.isfinite(v).all() for v in leaves(state.params))
-    shared = fp.prune.scheduled(fp.prune.one_shot(0.5, 0))
     with pytest.raises(ValueError, match="outside the mask that all clients share"):
-        fp.run.simulate(stratified(True, pruner=shared), WIDE, federation(5), federation(5), 1)
+        one("server")
 
 
 def test_small_strata_compute_less():
@@ -358,6 +387,12 @@ def test_numbers_of_stages_are_in_the_row(stage):
     measured = fp.run.Metrics(np.zeros(1), np.zeros(1))
     rows = loop._rows(program, 4, jax.tree.map(np.asarray, infos), measured)
     assert [(row["round"], row["own"], row["clients"]) for row in rows] == [(5, 7, 3), (6, 7, 3)]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_numbers_that_are_arrays_are_refused(stage):
+    with pytest.raises(ValueError, match=r"numbers: 'own' must be a scalar, not of \(2,\)"):
+        run(lambda _: build(**numbered(stage, "own", (1.0, 2.0))), VECTOR, VECTORS, 1)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -540,6 +575,11 @@ def air(threshold, normalisation="common"):
     )
 
 
+def selective():
+    """Blocks that fade apart, and go on from round to round."""
+    return channel.block_fading(blocks=3, taps=(1.0, 0.5), correlation=0.9, clients=5)
+
+
 def digital(threshold, **options):
     return link.orthogonal(10.0, fading=channel.block_fading(), threshold=threshold, **options)
 
@@ -547,6 +587,9 @@ def digital(threshold, **options):
 UPLINKS = {
     "ideal": lambda threshold: link.ideal(),
     **{name: lambda threshold, n=name: air(threshold, n) for name in link.NORMALISATIONS},
+    "blocks": lambda threshold: link.over_the_air(
+        10.0, "device", fading=selective(), threshold=threshold
+    ),
     "orthogonal": digital,
     "rate": lambda threshold: digital(threshold, rate=0.5),
     "entropy": lambda threshold: digital(threshold, value_bits=4, bitstream="entropy"),
@@ -554,7 +597,7 @@ UPLINKS = {
     "one_by_one": lambda threshold: link.one_by_one(link.analog(10.0)),
     "ofdma": ofdma,
 }
-FADE = {"none", "common", "device", "receiver", "orthogonal", "rate", "entropy", "holders"}
+FADE = set(UPLINKS) - {"ideal", "one_by_one", "ofdma"}
 
 
 @pytest.mark.slow
@@ -609,3 +652,108 @@ def test_every_uplink_keeps_the_contract(name):
         assert value.dtype == jnp.float32
         assert (np.asarray(value) >= 0).all()
         assert np.isfinite(value).all()
+
+
+# All other stages -----
+
+
+def pruned(*args, **options):
+    return lambda: {"pruner": fp.prune.scheduled(*args, **options)}
+
+
+def sparse_training():
+    grow = feddst.train(WIDE, sgd(WIDE), sgd(WIDE), lambda t: 0.3, 8)
+    return {"local": grow, "pruner": feddst.pruner(0.5), "server": feddst.holders()}
+
+
+def reporting():
+    local = prunefl.train(WIDE, sgd(WIDE), lambda t: t % 2 == 0, 8)
+    seconds = lambda params: jax.tree.map(lambda _: 1e-4, params)
+    return {"local": local, "pruner": prunefl.pruner(0.5, seconds, 1.0)}
+
+
+SCHEDULED = cfg.Pruning(ratio=0.5, start=1, every=1, steps=2)
+CHOSEN = {
+    "full": lambda: fp.server.full(5),
+    "uniform": lambda: fp.server.uniform(5, 3),
+    "channel_age_loss": lambda: channel_age_loss.participation(5, 3),
+}
+PARTS = {
+    **{
+        f"server.{n}": lambda make=make: {"server": make(cfg.Server())}
+        for n, make in SERVERS.items()
+    },
+    **{f"schedule.{n}": pruned(make(SCHEDULED)) for n, make in SCHEDULES.items()},
+    **{f"scope.{scope}": pruned(fp.prune.one_shot(0.5, 0), scope=scope) for scope in SCOPES},
+    "structured": lambda: {
+        "pruner": fp.prune.structured(fp.prune.one_shot(0.25, 0), fp.prune.chain)
+    },
+    **{f"cohort.{n}": lambda make=make: {"participation": make()} for n, make in CHOSEN.items()},
+    "feddst": sparse_training,
+    "prunefl": reporting,
+    "scaffold": lambda: scaffold.stages(WIDE, 5, 0.1, 4, 2),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PARTS)
+def test_every_stage_keeps_the_contract(name):
+    """As for uplinks: all is well; nobody's channel is good enough; nobody has examples.
+
+    What nobody is heard of leaves the model as it was but for the mask, and the server as it was.
+    """
+    clients, thresholds = federation(5), jnp.array([0.0, DEEP, 0.0])
+    size = jnp.stack([clients.size, clients.size, jnp.zeros_like(clients.size)])
+    found = {}
+    for devices in (1, 4):
+        layout = fp.mesh.make(clients=devices, reduction="strict")
+
+        def make(threshold, layout=layout):
+            given = {"local": sgd(WIDE), "participation": fp.server.uniform(5, 3)}
+            return build(layout, **given | {"uplink": air(threshold)} | PARTS[name]())
+
+        with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
+            found[devices] = run(
+                make, WIDE, clients, 3, thresholds, 3, 1 if devices == 1 else 3, size
+            )
+    for one, four in zip(leaves(found[1]), leaves(found[4]), strict=True):
+        np.testing.assert_allclose(one, four, rtol=1e-4, atol=1e-5)
+    states, infos = found[1]
+    parts = make(0.0)
+    one = jax.eval_shape(lambda: parts.init(WIDE.init(KEY)))
+    for new, old in zip(jax.tree.leaves(states), jax.tree.leaves(one), strict=True):
+        assert (new.shape, new.dtype) == ((3, *old.shape), old.dtype)
+        assert np.isfinite(new).all()
+    start = WIDE.init(rng.stream(KEY, "init"))
+    pruner = PARTS[name]().get("pruner")
+    for path, new in jax.tree_util.tree_leaves_with_path(states.params):
+        old = start
+        for step in path:
+            old = old[step.key]
+        kept = np.ones((3, *old.shape), bool)
+        if pruner is not None:
+            mask = states.mask
+            for step in path:
+                mask = mask[step.key]
+            assert mask.dtype == bool
+            kept = np.asarray(mask) if pruner.scope == "server" else kept
+        assert (np.asarray(new[0]) != np.where(kept[0], old, 0)).any()
+        for silent in (1, 2):
+            np.testing.assert_array_equal(new[silent], np.where(kept[silent], old, 0))
+    heard = np.asarray(infos.clients)
+    assert (heard[0] > 0).all()
+    assert not heard[1:].any()
+    if pruner is not None:
+        masks = jax.tree.map(lambda m: np.asarray(m).reshape(3, -1).sum(1), states.mask)
+        np.testing.assert_array_equal(infos.kept[:, -1], sum(leaves(masks)))
+    assert not np.asarray(infos.excluded).any()
+    assert not np.asarray(infos.rejected).any()
+    uses = bill.on_host(infos.cost.channel_uses)
+    assert (uses[0] > 0).all()
+    assert not uses[1:].any()
+    for count in (infos.cost.channel_uses, infos.cost.side_information, infos.sent):
+        assert isinstance(count, Count)
+        assert (np.asarray(count.low) < 65536).all()
+    for value in infos.cost[2:]:
+        assert np.isfinite(value).all()
+        assert (np.asarray(value) >= 0).all()

@@ -101,8 +101,9 @@ def test_lost_updates_are_billed_and_change_nothing():
     assert float(cost.channel_uses) == 6 * D * 32
     silent = link.orthogonal(0.0, fading=channel.block_fading(), threshold=0.5)
     air = silent.prepare(Cohort(jax.random.key(SEED), jnp.int32(0), jnp.arange(6)))
-    drawn = channel.block_fading()(jax.random.key(SEED), jnp.int32(0), jnp.arange(6))
-    gain = abs(drawn.antennas[:, 0]) ** 2
+    at = channel.Instant(jax.random.key(SEED), jnp.int32(0), jnp.arange(6))
+    drawn = channel.block_fading().draw(at)[0]
+    gain = abs(drawn.antennas[:, 0, 0]) ** 2
     np.testing.assert_array_equal(air.active, gain >= 0.5)
     _, cost = send(silent, updates, weights, mask, SEED)
     rates = np.log2(1 + np.asarray(gain, np.float64))[np.asarray(gain) >= 0.5]

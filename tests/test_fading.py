@@ -20,8 +20,16 @@ N = 20_000
 def draws(fading, rounds=N, clients=1, combined=channel.superposed):
     """True and known gains of many rounds, [rounds, clients]."""
     root, ids = jax.random.key(SEED), jnp.arange(clients)
-    gains = jax.jit(jax.vmap(lambda t: combined(fading(root, t, ids))))(jnp.arange(rounds))
-    return np.asarray(gains.true), np.asarray(gains.known)
+    at = lambda t: channel.Instant(root, t, ids)
+    gains = jax.jit(jax.vmap(lambda t: combined(fading.draw(at(t))[0])))(jnp.arange(rounds))
+    assert gains.true.shape == (rounds, clients, 1)
+    return np.asarray(gains.true)[..., 0], np.asarray(gains.known)[..., 0]
+
+
+def now(fading, clients):
+    """The gains of the first round, [S]."""
+    at = channel.Instant(jax.random.key(SEED), jnp.int32(0), jnp.arange(clients))
+    return channel.Gains(*(v[:, 0] for v in channel.superposed(fading.draw(at)[0])))
 
 
 def close(values, mean, deviation):
@@ -72,10 +80,11 @@ def test_in_a_slot_of_its_own_a_client_has_its_own_combiner(antennas):
 
 def test_every_edge_server_combines_its_own_clients():
     """Each server's combiner is along the sum over its clients, in NumPy; one has none."""
-    drawn = channel.block_fading(4)(jax.random.key(SEED), jnp.int32(0), jnp.arange(7))
+    at = channel.Instant(jax.random.key(SEED), jnp.int32(0), jnp.arange(7))
+    drawn = channel.block_fading(4).draw(at)[0]
     server = np.array([0, 2, 2, 0, 2, 0, 0])
-    found = np.asarray(channel.superposed(drawn, jnp.asarray(server), 3).true)
-    u = np.asarray(drawn.antennas, np.complex128)
+    found = np.asarray(channel.superposed(drawn, jnp.asarray(server), 3).true)[:, 0]
+    u = np.asarray(drawn.antennas, np.complex128)[:, 0]
     for g in (0, 2):
         along = u[server == g].sum(0)
         expected = u[server == g] @ (along / np.linalg.norm(along)).conj()
@@ -159,7 +168,7 @@ D = 20_000
 def test_estimate_equals_the_waveform(normalisation, packing, error, keep):
     updates, weights, mask = cohort(6, keep)
     fading = channel.block_fading(csi_error=error)
-    gains = channel.superposed(fading(jax.random.key(SEED), jnp.int32(0), jnp.arange(6)))
+    gains = now(fading, 6)
     uplink = link.over_the_air(np.inf, normalisation, packing, fading)
     found, cost = send(uplink, updates, weights, mask, SEED)
     expected, powers = waveform(normalisation, packing, updates, weights, mask, gains)
@@ -203,7 +212,7 @@ def test_noise_under_fading():
     """The client with the worst ratio of update to channel sets the noise."""
     updates, weights, mask = cohort(5, 1.0)
     fading = channel.block_fading()
-    gains = channel.superposed(fading(jax.random.key(SEED), jnp.int32(0), jnp.arange(5)))
+    gains = now(fading, 5)
     found, cost = send(
         link.over_the_air(10.0, "common", fading=fading), updates, weights, mask, SEED
     )

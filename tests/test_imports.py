@@ -79,6 +79,10 @@ def test_rooms(path):
         assert private in ([], ["__future__.annotations"])
     elif here == "run":
         assert used <= WORDS | STAGES | {"mesh", "round"}
+    if here not in ("airnet", "studies"):
+        assert not used & {"airnet", "studies"}
+    if here == "studies":
+        assert "airnet" not in used
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -91,10 +95,43 @@ def test_what_only_some_may_import(path):
         assert not tops & {"absl", "ml_collections"}, "flags live in cli"
         assert not any(name.startswith("fedprune.cli") for name in names) or path.stem == "__main__"
     assert not tops & {"tensorflow", "torch"}
+    assert "experiments" not in tops, "an experiment is a file by itself"
     if inside:
-        assert "experiments" not in tops, "they are loaded as files"
         assert "flax" not in tops or room(path) == "models"
         assert "orbax" not in tops or room(path) == "checkpoint"
+
+
+AIRNET = (
+    "settings",
+    "lab",
+    "training",
+    "protection",
+    "delivery",
+    "digital",
+    "comparison",
+    "present",
+)
+
+
+@pytest.mark.parametrize("name", AIRNET)
+def test_airnet_is_imported_one_way(name):
+    assert {p.stem for p in ROOT.glob("fedprune/airnet/*.py")} == {"__init__", *AIRNET}
+    used = imports(ROOT / "fedprune" / "airnet" / f"{name}.py")
+    inside = {
+        parts[2] for parts in (n.split(".") for n in used) if parts[:2] == ["fedprune", "airnet"]
+    }
+    assert inside <= set(AIRNET[: AIRNET.index(name)])
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in PACKAGE if room(p) in ("airnet", "studies")], ids=lambda p: str(p.name)
+)
+def test_what_experiments_share_is_short(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 350
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 80, node.name
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda p: str(p.relative_to(ROOT)))

@@ -67,7 +67,7 @@ def make(folder: Path, made=None, finished=True, **fields) -> Path:
             (folder / "figures").mkdir()
             (folder / "figures" / "own.svg").write_text(OWN)
             verdicts = [
-                rp.Verdict("a", "P0 <i>", f"claim {EVIL}", held, "1.5 ± 0.5 points")
+                rp.Verdict("a", "P0 <i>", f"claim {EVIL}", held, "1.5 ± 0.5 points", 3)
                 for held in (True, False, None)
             ]
             names = list(dict.fromkeys(row["arm"] for row in made))

@@ -1,5 +1,8 @@
 """Personal parts: closed forms on quadratics, what is sent, and any number of devices."""
 
+import logging
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +12,13 @@ from problems import candidates, distance, federation, leaves, mlp, same
 from test_devices import moved_by
 
 import fedprune as fp
-from experiments import latency_tables, personalization
+from experiments import personalization
+from fedprune import backend, experiment, link, local, loop, prune, resources, rng, tree
 from fedprune import build as build_stages
 from fedprune import config as cfg
-from fedprune import experiment, link, local, loop, prune, resources, rng, tree
-from fedprune.types import Clients, Model
+from fedprune.checkpoint import CheckpointError
+from fedprune.studies import latency
+from fedprune.types import Clients, Model, Personal, Trained
 from fedprune.writer import RunDirectory
 
 K, S, SEED = 13, 11, 5
@@ -390,6 +395,58 @@ class Kept(loop.Checkpoints):
         Kept.last = jax.tree.map(np.asarray, state["state"])
 
 
+def test_what_is_kept_of_clients_is_said_and_refused_where_it_has_no_room(
+    tmp_path, monkeypatch, caplog
+):
+    """The bytes of the arrays of a run's own state, and of what is on each device afterwards."""
+    config, arm = small(), cfg.Arm("limit-25", {})
+    caplog.set_level(logging.INFO, "fedprune")
+    plan = experiment.plan(config, [arm])
+    (said,) = [r.getMessage() for r in caplog.records if "are kept of" in r.getMessage()]
+    program = plan.programs[0]
+    state = program.start().state
+    store = sum(v.nbytes for v in jax.tree.leaves((state.personal, state.memory)))
+    whole = sum(v.nbytes for v in jax.tree.leaves(state))
+    assert plan.checkpoints == whole
+    assert store > 0
+    clients = config.data.clients
+    assert said.startswith(f"program0: {experiment._bytes(store)} are kept of {clients} clients")
+    assert said.endswith(f"{experiment._bytes(whole)} in a checkpoint")
+
+    disk = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=whole - 1))
+    with RunDirectory(tmp_path / "run", cfg.to_json(config)) as directory:
+        with pytest.raises(CheckpointError, match="of room, but a checkpoint of all runs has"):
+            experiment.execute(plan, directory)
+        assert not (directory.path / "checkpoints").exists()
+    monkeypatch.setattr(backend, "memory", lambda: float(whole - 1))
+    with pytest.raises(cfg.ConfigError, match=f"^data.clients={clients}: what runs hold between"):
+        experiment.plan(config, [arm])
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_bytes_on_each_device(devices):
+    """Of what a program gives back: a store of 13 rows has 4 on each of 4 devices."""
+    clients, rows = 13, jnp.zeros((3, 5), jnp.float16)
+    layout = fp.mesh.make(clients=devices)
+    keep = Personal(clients, lambda p: (p, {"mine": rows}), lambda p, _: p, own_model=False)
+    model = mlp()
+
+    def local(key, t, params, mask, client):
+        still = jax.tree.map(jnp.zeros_like, params)
+        return Trained(still, jnp.float32(1), personal=client.personal)
+
+    algorithm = fp.round.build(
+        local=local, uplink=link.ideal(), server=fp.server.average(), layout=layout,
+        participation=fp.server.full(clients), personal=keep,
+    )  # fmt: skip
+    found = fp.run.footprint(algorithm, model.init, arms=2)
+    weights = sum(v.nbytes for v in jax.tree.leaves(model.init(jax.random.key(0)))) + 4  # and t
+    assert found.store == 2 * clients * rows.nbytes
+    assert found.checkpoint == found.store + 2 * weights
+    assert found.device == 2 * (-(-clients // devices) * rows.nbytes + weights)
+
+
 @pytest.mark.slow
 def test_interrupted_run_ends_like_an_unbroken_one(tmp_path, monkeypatch):
     """Stopped in round 4, after the checkpoint of round 2: the same rows and personal parts."""
@@ -435,7 +492,7 @@ def test_the_configuration_reaches_the_stages():
         build_stages.uplink(config, network)
         flat = {"personal.method": "none", "personal.layers": ()}
         build_stages.uplink(cfg.override(config, flat), network)
-    assert seen[0] == latency_tables.PARTIAL
+    assert seen[0] == latency.PARTIAL
     assert seen[1] == resources.hierarchical(18_720, 25_168, 10, 20.0, 32, 1)
     wide = personalization.get_config("full")
     assert personalization.global_weights(wide) == 402_688

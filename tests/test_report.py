@@ -1,6 +1,8 @@
 """Intervals, verdicts and tables against SciPy and by hand."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -88,3 +90,35 @@ def test_infinite_costs_and_losses_that_are_no_numbers(tmp_path):
     (arm,) = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["arms"]
     assert float(arm["joules"]) == np.inf
     assert (arm["joules"], arm["seconds"], arm["loss_mean"]) == ("inf", 4.0, None)
+
+
+def test_few_seeds_have_no_interval_and_say_so():
+    one, two, three = (
+        report.verdict(report.Rule("a", "P0", "claim", 0.0, np.array(values)))
+        for values in ([2.0], [2.0, 2.1], [2.0, 2.1, 1.9])
+    )
+    assert (one.held, one.value, one.seeds) == (None, "2.0 points", 1)
+    assert (two.held, two.value) == (True, "2.0 ± 0.6 points")  # t = 12.7 with 1 degree of freedom
+    assert (three.held, three.value) == (True, "2.0 ± 0.2 points")
+    found = [
+        line.split("|")[2].strip() for line in report.verdict_table([one, two, three]).split("\n")
+    ]
+    assert found[2:] == ["open (one seed)", "held (two seeds)", "held"]
+    assert report.word(False, None) == "did not hold"  # of a run that did not write their number
+    assert f"{report.interval([1.234]):.2f} {report.interval([1.2])}" == "1.23 1.2"
+    assert f"{report.interval(VALUES):.2f}".startswith("80.72 ± ")
+    assert report.over_seeds(1) == "one seed"
+    assert report.over_seeds(3) == "mean ± 95 % interval over 3 seeds"
+
+
+def test_figures_ask_for_no_backend(tmp_path):
+    code = (
+        "import fedprune.airnet, fedprune.report as rp, sys, matplotlib\n"
+        "rp.line_figure(rp.Path(sys.argv[1]), [0, 1], {'a': [[1.0, 2.0], [2.0]]}, 'x', 'y')\n"
+        "print(matplotlib.get_backend(auto_select=False), 'matplotlib.pyplot' in sys.modules)\n"
+    )
+    asked = [sys.executable, "-c", code, str(tmp_path / "drawn")]
+    result = subprocess.run(asked, capture_output=True, text=True, check=True)
+    assert result.stdout == "None False\n"
+    assert (tmp_path / "drawn.png").stat().st_size > 1000
+    assert (tmp_path / "drawn.svg").stat().st_size > 1000

@@ -187,7 +187,11 @@ def test_gains_are_those_of_block_fading():
     """One antenna: the same address, so the same power as the complex gain."""
     root, ids, t = jax.random.key(SEED), jnp.arange(7), jnp.int32(3)
     annulus = (50.0, 200.0)
-    complex_gain = channel.block_fading(annulus=annulus)(root, t, ids).antennas[:, 0]
+    complex_gain = (
+        channel.block_fading(annulus=annulus)
+        .draw(channel.Instant(root, t, ids))[0]
+        .antennas[:, 0, 0]
+    )
     places = channel.places(root, ids, annulus)
     power = channel.orthogonal_gains(root, t, ids, places)
     np.testing.assert_allclose(power, np.abs(complex_gain) ** 2, rtol=1e-5)

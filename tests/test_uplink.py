@@ -34,8 +34,8 @@ def as_vector(tree):
     return np.concatenate([np.asarray(tree["a"]).ravel(), np.asarray(tree["b"])])
 
 
-def send(uplink, updates, weights, mask, seed=SEED):
-    """All clients' contributions added up, then the receiver's end."""
+def send(uplink, updates, weights, mask, seed=SEED, noise=None):
+    """All contributions added up, then the receiver's end; its noise may have a seed of its own."""
     mask_tree = None if mask is None else as_tree(jnp.asarray(mask))
     key = jax.random.key(seed)
     air = uplink.prepare(Cohort(key, jnp.int32(0), jnp.arange(len(updates)), mask_tree))
@@ -58,6 +58,7 @@ def send(uplink, updates, weights, mask, seed=SEED):
             jax.tree.map(jnp.add, total.sum, part.sum),
             jax.tree.map(jnp.maximum, total.max, part.max),
         )
+    key = key if noise is None else jax.random.key(noise)
     received = uplink.finish(Arrival(key, air, total, mask_tree))
     return as_vector(received.update), received.cost
 

@@ -84,9 +84,7 @@ class Experiment(NamedTuple):
 
     def report(self, config: cfg.Config, rows: Sequence[Mapping[str, Any]], folder: Path) -> str:
         """Its report, which is written; returns the text to print."""
-        from fedprune.report import pyplot
-
-        pyplot()  # the file may use it without having chosen where to draw
+        os.environ.setdefault("MPLBACKEND", "Agg")  # of a file that leaves it to Matplotlib
         return self.module.report(config, rows, folder) or ""
 
 

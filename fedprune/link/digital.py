@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedprune import bill, channel, check, rng, tree
+from fedprune.link.uplink import memory_of
 from fedprune.types import (
     Air,
     Arrival,
@@ -16,6 +17,7 @@ from fedprune.types import (
     Key,
     Mask,
     Params,
+    PyTree,
     Received,
     Sender,
     Sent,
@@ -56,6 +58,9 @@ def orthogonal(
                   probability 1 - exp(-(2^R - 1) no / P) under Rayleigh fading; the channel uses
                   of a lost update are billed all the same
 
+    Where symbols fade in blocks (``channel.Fading.blocks``), C_k is the mean over the blocks, which
+    a code spans, and |h_k|^2 is the mean, too.
+
     Clients with |h_k|^2 < threshold do not send at all. At capacity a threshold of zero lets single
     deep fades take most of the time: E[1 / C_k] is infinite under Rayleigh fading.
 
@@ -85,6 +90,7 @@ def orthogonal(
     Source: Shannon capacity of a block-fading channel, as in P2 (10) for one whole band.
     """
     check.number("snr_db", snr_db)
+    check.kind("fading", fading, channel.Fading, type(None))
     if rate is not None:
         check.number("rate", rate, above=0)
     check.whole("value_bits", value_bits, 2, 32)
@@ -99,19 +105,23 @@ def orthogonal(
 
     def prepare(cohort: Cohort) -> Air:
         root, t, ids = cohort.key, cohort.round, cohort.ids
-        gain = jnp.square(jnp.abs(channel.separate(draw(root, t, ids)).true))
-        capacity = jnp.log2(1.0 + gain * channel.from_db(snr_db))
+        channels, memory = draw.draw(channel.Instant(root, t, ids, cohort.memory))
+        gains = channel.separate(channels).true
+        gain = channel.power(gains)
+        capacity = jnp.log2(1.0 + jnp.square(jnp.abs(gains)) * channel.from_db(snr_db)).mean(1)
         chosen = capacity if rate is None else jnp.full(ids.shape, rate, jnp.float32)
         keys = jax.vmap(lambda k: rng.stream(root, "rounding", t, k))(ids)
         sends = gain >= threshold
-        return Air(sends, sends & (capacity >= chosen), _Link(chosen, keys))
+        return Air(sends, sends & (capacity >= chosen), _Link(chosen, keys), memory=memory)
 
     def bits_of(kept: jax.Array) -> jax.Array:
         return kept.astype(jnp.float32) * value_bits + (32.0 if value_bits < 32 else 0.0)
 
-    def survey(asked: Survey) -> tuple[jax.Array, None]:
-        channels = draw(asked.key, asked.round, jnp.arange(asked.clients))
-        return jnp.square(jnp.abs(channel.separate(channels).true)), None
+    def survey(asked: Survey) -> tuple[jax.Array, PyTree]:
+        everybody = jnp.arange(asked.clients)
+        at = channel.Instant(asked.key, asked.round, everybody, asked.memory)
+        channels, memory = draw.draw(at)
+        return channel.power(channel.separate(channels).true), memory
 
     def encode(sender: Sender) -> Sent:
         link: _Link = sender.state
@@ -137,7 +147,9 @@ def orthogonal(
         cost = Cost(uses, bill.count(0), jnp.float32(0.0), seconds, power * seconds)
         return Received(tree.mean(signal, weight), cost)
 
-    return Uplink(prepare, encode, finish, survey=survey, masks=True)
+    return Uplink(
+        prepare, encode, finish, memory_of(draw), survey=survey, masks=True, clients=draw.clients
+    )
 
 
 def _entropy(values: Params, mask: Mask, bits: int) -> jax.Array:

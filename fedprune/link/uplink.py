@@ -6,6 +6,7 @@ the clients that count. What is wanted is (1/W) sum_k w_k g_k.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,7 +18,9 @@ from fedprune.types import (
     Arrival,
     Cohort,
     Cost,
+    Mask,
     Params,
+    PyTree,
     Received,
     Sender,
     Sent,
@@ -59,11 +62,13 @@ class _Sums(NamedTuple):
     signal: Params
     """what the receiver hears, before noise and in units of the updates"""
     weight: jax.Array
-    clients: jax.Array
+    """of w_k; this and the two below are [B] where symbols fade in B > 1 blocks, over those clients
+    that send in the block"""
     rms: jax.Array
     """of m_k"""
     gain: jax.Array
     """of |h_hat_k|"""
+    clients: jax.Array
     power: jax.Array
     """of q_k, the power at unit scale"""
 
@@ -104,6 +109,11 @@ def over_the_air(
     energy depending on the normalisation (P0 does not state its own). Pruned weights occupy no
     symbols, take no power and receive no noise; the server knows the mask.
 
+    Where symbols fade in blocks (``channel.Fading.blocks``), h_k is that of a symbol's block, a
+    client is silent in those of its blocks that are below the threshold, W is that of the clients
+    that send in the block (weights in a block in which nobody sends stay), p_k^2 is the mean power
+    of a client's symbols after inversion, and v is the mean over the weights that arrive.
+
     Billed: channel uses, shared by all clients, and their time; as side information, per round,
     ``common`` one p_k from every client and the scale back, ``device`` m_k from every client (and
     |h_hat_k| where there is fading), ``receiver`` the common gain (set by the same rule as
@@ -133,6 +143,7 @@ def over_the_air(
     if packing not in channel.PACKINGS:
         raise ValueError(f"packing={packing!r} is not one of {channel.PACKINGS}")
     check.number("snr_db", snr_db, above=-check.INFINITY, infinite=True)
+    check.kind("fading", fading, channel.Fading, type(None))
     check.number("threshold", threshold, 0)
     check.number("power", power, 0)
     check.number("bandwidth", bandwidth, above=0)
@@ -142,24 +153,41 @@ def over_the_air(
 
     mixes = faded and packing == "complex"
 
-    def prepare(cohort: Cohort) -> Air:
-        channels = draw(cohort.key, cohort.round, cohort.ids)
-        gains = channel.superposed(channels, cohort.server, cohort.servers)
-        strong = jnp.square(jnp.abs(gains.known)) >= threshold
-        return Air(strong, strong, gains, common=channel.pairs(cohort.mask) if mixes else ())
+    blocks = draw.blocks if faded else 1
 
-    def survey(asked: Survey) -> tuple[jax.Array, None]:
-        channels = draw(asked.key, asked.round, jnp.arange(asked.clients))
-        return jnp.square(jnp.abs(channel.separate(channels).true)), None
+    def by_block(gains: jax.Array) -> jax.Array:
+        """What belongs to each block, [B]; [] where there is one only."""
+        return gains[0] if blocks == 1 else gains
+
+    def prepare(cohort: Cohort) -> Air:
+        at = channel.Instant(cohort.key, cohort.round, cohort.ids, cohort.memory)
+        channels, memory = draw.draw(at)
+        gains = channel.superposed(channels, cohort.server, cohort.servers)
+        strong = (jnp.square(jnp.abs(gains.known)) >= threshold).any(1)
+        paired = channel.pairs(cohort.mask) if mixes or blocks > 1 else ()
+        return Air(strong, strong, gains, common=paired, memory=memory)
+
+    def survey(asked: Survey) -> tuple[jax.Array, PyTree]:
+        everybody = jnp.arange(asked.clients)
+        at = channel.Instant(asked.key, asked.round, everybody, asked.memory)
+        channels, memory = draw.draw(at)
+        return channel.power(channel.separate(channels).true), memory
 
     def encode(sender: Sender) -> Sent:
-        gains: channel.Gains = sender.state
+        gains = channel.Gains(*map(by_block, sender.state))
         mask, weight = sender.mask, sender.weight
-        paired = sender.common if mixes else None
+        paired = sender.common if mixes or blocks > 1 else None
         signal = tree.scale(weight, sender.trained.delta)
-        rms = _rms(signal, tree.count(mask, signal))
-        known = jnp.abs(gains.known)
-        needed = rms / known
+        count = tree.count(mask, signal)
+        rms, known, here = _rms(signal, count), jnp.abs(gains.known), jnp.float32(1.0)
+        needed, power_of_one = rms / known, here
+        if blocks > 1:
+            here = (jnp.square(known) >= threshold).astype(jnp.float32)
+            heard = channel.of_blocks(here, signal, packing, paired)
+            signal = jax.tree.map(jnp.multiply, heard, signal)
+            inverse = channel.of_blocks(here / known, signal, packing, paired)
+            needed = _rms(jax.tree.map(jnp.multiply, inverse, signal), count)
+            power_of_one = jnp.square(_rms(signal, count) / jnp.where(rms > 0, rms, 1.0))
         if faded and normalisation == "device":
             turn = gains.true * _phase(gains.known).conj()
             signal = channel.rotate(turn, signal, packing, paired)
@@ -167,14 +195,22 @@ def over_the_air(
             signal = channel.rotate(gains.true / gains.known, signal, packing, paired)
         if normalisation == "device":
             signal = tree.scale(jnp.where(rms > 0, 1.0 / rms, 0.0), signal)
+        else:
+            power_of_one = jnp.square(needed)
         signal = tree.apply_mask(mask, signal)
         one = jnp.ones_like(weight)
-        return Sent(Total(_Sums(signal, weight, one, rms, known, jnp.square(needed)), needed))
+        sums = _Sums(signal, weight * here, rms * here, known * here, one, power_of_one)
+        return Sent(Total(sums, needed))
 
     def finish(arrival: Arrival) -> Received:
         sums: _Sums = arrival.total.sum
         signal, peak, mask = sums.signal, jnp.maximum(arrival.total.max, 0.0), arrival.mask
         d = tree.count(mask, signal)
+        paired = arrival.air.common if blocks > 1 else None
+
+        def of_weights(values: jax.Array) -> PyTree:
+            return channel.of_blocks(values, signal, packing, paired)
+
         times = jnp.asarray(repeats, jnp.float32)
         s = jnp.sqrt(channel.noise_to_signal(snr_db, packing) / times)
         scale, reports = jnp.float32(1.0), jnp.int32(0)
@@ -187,22 +223,37 @@ def over_the_air(
         elif normalisation == "device":
             deviation = s
             scale = sums.rms / jnp.where(sums.gain > 0, sums.gain, 1.0)
-            reports = sums.clients.astype(jnp.int32) * (2 if faded else 1)
-            sent = sums.clients
+            reports = sums.clients.astype(jnp.int32) * (1 + blocks if faded else 1)
+            sent = sums.power
         else:
             deviation = s * _rms(signal, d)
             reports = jnp.int32(1)
         if normalisation != "none":
             noise = channel.noise(arrival.key, signal, mask)
-            signal = jax.tree.map(lambda y, n: scale * (y + deviation * n), signal, noise)
+            signal = jax.tree.map(
+                lambda r, y, n: r * (y + deviation * n), of_weights(scale), signal, noise
+            )
         variance = jnp.square(scale * deviation / jnp.maximum(sums.weight, 1e-30))
+        if blocks == 1:
+            update = tree.mean(signal, sums.weight)
+        else:
+            weight = of_weights(sums.weight)
+            update = jax.tree.map(lambda v, w: jnp.where(w > 0, v / w, 0.0), signal, weight)
+            heard = of_weights((sums.weight > 0).astype(jnp.float32))
+            variance = _mean_where(heard, of_weights(variance), mask)
         symbols = jnp.where(sums.clients > 0, channel.symbols(mask, signal, packing), 0)
         uses = bill.times(symbols, repeats)
         seconds = bill.approximate(uses) / bandwidth
         cost = Cost(uses, bill.count(reports), variance, seconds, power * seconds * sent)
-        return Received(tree.mean(signal, sums.weight), cost)
+        return Received(update, cost)
 
-    return Uplink(prepare, encode, finish, survey=survey)
+    return Uplink(prepare, encode, finish, memory_of(draw), survey=survey, clients=draw.clients)
+
+
+def memory_of(fading: channel.Fading) -> Callable[[Params], PyTree] | None:
+    """``Uplink.init`` of an uplink that keeps the state of the fading and nothing else."""
+    start = fading.init
+    return None if start is None else lambda params: start()
 
 
 def _phase(gain: jax.Array) -> jax.Array:
@@ -213,3 +264,15 @@ def _phase(gain: jax.Array) -> jax.Array:
 def _rms(values: Params, count: jax.Array) -> jax.Array:
     """Root mean square over the transmitted weights."""
     return jnp.sqrt(tree.square_sum(values) / jnp.maximum(count, 1).astype(jnp.float32))
+
+
+def _share(values: PyTree, mask: Mask) -> jax.Array:
+    """Mean of one number a weight over the kept weights."""
+    kept = jnp.maximum(tree.count(mask, values), 1).astype(jnp.float32)
+    return tree.total(tree.apply_mask(mask, values)) / kept
+
+
+def _mean_where(chosen: PyTree, values: PyTree, mask: Mask) -> jax.Array:
+    """Mean of one number a weight over those kept weights where ``chosen`` is 1, not 0."""
+    some = jax.tree.map(lambda c, v: jnp.where(c > 0, v, 0.0), chosen, values)
+    return _share(some, mask) / jnp.maximum(_share(chosen, mask), 1e-30)

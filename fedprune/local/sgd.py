@@ -80,7 +80,8 @@ def sgd(
         running statistics takes the whole batch at once.
       reception: the weights at which each step takes its loss, as a function of those trained, such
         as ``link.injection``. The number of the step that it is told counts all steps of the run.
-        With running statistics it has to keep the structure of the params. None: those trained.
+        It may change the structure of the params. The step of running statistics goes the way of a
+        gradient, to those of which the network's were made. None: those trained.
       distillation: added to the loss, see ``local.distillation``.
 
     Raises:
@@ -164,6 +165,8 @@ def sgd(
                 received, pull = jax.vjp(lambda w: reception(noise, number, w, mask), now)
                 (value, after), gradient = of_batch(received, client, positions, counts)
                 (gradient,) = pull(gradient)
+                if after is not None:
+                    after = _moved(now, received, after, pull)
             if prox is not None:
                 gradient = jax.tree.map(lambda g, w, w0: g + prox * (w - w0), gradient, now, params)
             if after is not None:
@@ -190,6 +193,13 @@ def sgd(
         return Trained(tree.apply_mask(mask, delta), value)
 
     return update
+
+
+def _moved(now: Params, received: Params, after: Params, pull: Callable) -> Params:
+    """``now``, with the statistics' step from ``received`` to ``after`` pulled back to it."""
+    step = jax.tree.map(jnp.subtract, after, received)
+    (step,) = pull(tree.statistics_of(step, jax.tree.map(jnp.zeros_like, received)))
+    return jax.tree.map(jnp.add, now, step)
 
 
 def _schedules_at(number: jax.Array, state: optax.OptState) -> optax.OptState:

@@ -118,7 +118,7 @@ def _content(found: Collection) -> dict[str, Any]:
         "changed": _changed(runs[0]) if single else None,
         "all_fields": [(run.name, _fields(run)) for run in runs],
         "claims": [(run.name, claim) for run in runs for claim in run.summary["claims"]],
-        "verdicts": {True: "held", False: "did not hold", None: "open"},
+        "verdict": lambda claim: rp.word(claim["held"], claim.get("seeds")),
         "results": _results(settings),
         "pictures": pictures,
         "sparsity": _sparsity(settings),

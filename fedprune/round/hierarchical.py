@@ -187,7 +187,7 @@ def build(
             params = tree.apply_mask(masks.decided, params)
         rejected = rejected.sum() + (outcome.heard & ~after.heard).astype(jnp.int32)
         numbers = parts.numbers_of(
-            {name: value.mean() for name, value in numbers.items()},
+            {name: value.mean((0, 1)) for name, value in numbers.items()},
             {f"cloud_{name}": value for name, value in received.numbers.items()},
             {} if server.numbers is None else server.numbers(server_state),
             {} if pruner is None or pruner.numbers is None else pruner.numbers(masks.state),

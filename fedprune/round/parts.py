@@ -281,12 +281,8 @@ def trainer(
             received = downlink.send(key, received, of.mask)
         key = rng.stream(of.key, "local", of.number, k)
         trained = train(key, of.round, received, of.mask, client)
-        if trained.held is not None and of.effective is not None:
-            raise ValueError(
-                "local: gives masks of clients' own (Trained.held), which may keep weights outside"
-                " the mask that all clients share; take a pruner of scope 'own', one that takes"
-                " proposals, or none"
-            )
+        if not strata:
+            _refuse_outside(trained.held, of.effective)
         if proposals and trained.held is None:  # no proposal: what it received, and not everything
             trained = trained._replace(held=of.mask)
         size = client.size.astype(jnp.float32)
@@ -360,7 +356,7 @@ def trainer(
                 air=air,
                 probes=jax.tree.map(lambda v, c=chosen: v[c], of.probes),
             )
-            total, store, found = of_all(_widened(stratum), here, store, stratum.size)
+            total, store, found = of_all(_widened(stratum, of), here, store, stratum.size)
             totals.append(total)
             each.append(found)
             first += stratum.size
@@ -385,14 +381,28 @@ def strata_of(local: Any) -> tuple[Stratum, ...]:
     return ()
 
 
-def _widened(stratum: Stratum) -> LocalUpdate:
-    """A stratum's training as one of the global model; the rest of it is not held nor moved."""
+def _refuse_outside(held: Mask, effective: Mask) -> None:
+    """Refuses masks of clients' own where all clients share one."""
+    if held is not None and effective is not None:
+        raise ValueError(
+            "local: gives masks of clients' own (Trained.held), which may keep weights outside the"
+            " mask that all clients share; take a pruner of scope 'own', one that takes proposals,"
+            " or none"
+        )
+
+
+def _widened(stratum: Stratum, of: Setting) -> LocalUpdate:
+    """A stratum's training as one of the global model; the rest of it is not held nor moved.
+
+    What its clients hold is a part of the mask that all share, as long as they have none of their
+    own."""
 
     def update(key: Key, t: jax.Array, params: Params, mask: Mask, client) -> Trained:
         small = stratum.narrow(params)
         small_mask = None if mask is None else stratum.narrow(mask)
         trained = stratum.local(key, t, small, small_mask, client)
         held = trained.held
+        _refuse_outside(held, of.effective)
         if held is None:
             held = small_mask
         if held is None:
@@ -500,7 +510,7 @@ def numbers_of(*stages: dict[str, Any]) -> dict[str, jax.Array]:
     """The numbers of all stages in one mapping.
 
     Raises:
-      ValueError: a name that two stages give, or that a row has already.
+      ValueError: a name that two stages give, or that a row has already; an array.
     """
     taken = {*RoundInfo._fields, *Cost._fields, "program", "arm", "seed", "round"}
     together: dict[str, jax.Array] = {}
@@ -508,6 +518,8 @@ def numbers_of(*stages: dict[str, Any]) -> dict[str, jax.Array]:
         for name, value in numbers.items():
             if name in taken or name.startswith("test_"):
                 raise ValueError(f"numbers: {name!r} is a name that the round's row has already")
+            if jnp.shape(value) != ():
+                raise ValueError(f"numbers: {name!r} must be a scalar, not of {jnp.shape(value)}")
             taken.add(name)
             together[name] = value
     return together
