@@ -271,7 +271,7 @@ def test_what_ships_says_which_variants_it_has():
     """Those that its refusal of another one names."""
     listed = {about.name: about for about in experiments.shipped()}
     files = {file.stem for file in (ROOT / "experiments").glob("*.py")}
-    assert files - set(listed) <= {"__init__", "model_sizes", "airnet", "ota_pruning_claims"}
+    assert files - set(listed) == {"__init__", "model_sizes"}
     for name, about in listed.items():
         assert about.summary.endswith((".", ".)", "?"))
         assert about.variants
@@ -281,9 +281,7 @@ def test_what_ships_says_which_variants_it_has():
         with pytest.raises((cfg.ConfigError, ExperimentError), match=f"'huge' of {name}: must be"):
             experiments.load(f"{name}:huge")
         allowed = str(refused.value).rpartition("must be ")[2].removeprefix("one of ").split(", ")
-        assert set(about.variants) <= set(allowed)
-        if not name.startswith("airnet"):
-            assert set(about.variants) == set(allowed)
+        assert set(about.variants) == set(allowed)
 
 
 def test_words_of_a_command_line(tmp_path):
