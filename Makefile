@@ -7,13 +7,27 @@ WORKDIR ?= runs/ota_pruning_fast
 # More arguments for pytest, such as TESTS="-k conv".
 TESTS ?=
 
-.PHONY: run test test-tfds docs lint clean
+PYTEST = $(BIN)/python -m pytest -n 3 --dist=worksteal
+
+.PHONY: run test test-quick test-slow test-tfds nightly docs lint clean
 
 run: $(STAMP)
 	$(BIN)/fedprune run ota_pruning:fast --workdir=$(WORKDIR)
 
-test: $(STAMP)
-	$(BIN)/python -m pytest -n 3 --dist=worksteal $(TESTS)
+# Most tests are compilation, which is three times as fast where XLA optimizes nothing. The slow ones
+# are compiled as users compile.
+test: test-quick test-slow
+
+test-quick: $(STAMP)
+	XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS" \
+	  $(PYTEST) -m "not slow and not nightly" $(TESTS) || test $$? = 5
+
+test-slow: $(STAMP)
+	$(PYTEST) -m slow $(TESTS) || test $$? = 5
+
+# Everything, compiled as users compile: about an hour on 2 cores.
+nightly: $(STAMP) test-tfds
+	$(PYTEST) $(TESTS)
 
 # The readers of TensorFlow Datasets' files, with that library in an environment of its own.
 test-tfds: $(VENV)-tfds/.installed

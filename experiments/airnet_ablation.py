@@ -72,7 +72,7 @@ def get_config(variant: str = "fast") -> AirNetAblation:
 
 def quiet(config: AirNetAblation) -> float:
     """Share of the steps before noise sets in, where pruning is separate from it."""
-    return 1 - 1 / config.pruning.steps if config.restart == "yes" else 2 / 3
+    return 1 - 1 / config.pruning.steps if config.restart else 2 / 3
 
 
 def report(config: AirNetAblation, rows: Sequence[Row], folder: Path) -> str:

@@ -40,9 +40,12 @@ PRUNED = {"pruning.schedule": "iterative", "pruning.granularity": "unit", "pruni
 CODES: dict[str, dict[str, Any]] = {
     "ideal": {},
     "uncoded": ANALOG,
-    **{f"repetition-{n}": {**ANALOG, "downlink.repeats": n} for n in (2, 4)},
-    **{f"spiral-{n}": {**ANALOG, "downlink.repeats": n, "downlink.code": "spiral"} for n in (2, 4)},
-    "pruned-4": {**ANALOG, **PRUNED, "downlink.repeats": 4},
+    **{f"repetition-{n}": {**ANALOG, "downlink.analog.repeats": n} for n in (2, 4)},
+    **{
+        f"spiral-{n}": {**ANALOG, "downlink.analog.repeats": n, "downlink.analog.code": "spiral"}
+        for n in (2, 4)
+    },
+    "pruned-4": {**ANALOG, **PRUNED, "downlink.analog.repeats": 4},
     "pruned-ideal": PRUNED,
 }
 
@@ -52,7 +55,7 @@ def get_config(variant: str = "fast") -> Config:
     if variant not in ("fast", "full"):
         raise ConfigError(f"variant {variant!r} of downlink: must be one of fast, full")
     config = Config(experiment="downlink", variant=variant)
-    config.uplink.link, config.downlink.snr_db = "ideal", 0.0
+    config.uplink.link, config.downlink.analog.snr_db = "ideal", 0.0
     config.pruning.start, config.pruning.every, config.pruning.steps = 4, 2, 5
     if variant == "full":
         config.data.name, config.data.clients, config.run.rounds = "fashion_mnist", 100, 48

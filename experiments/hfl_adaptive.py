@@ -78,11 +78,12 @@ def get_config(variant: str = "fast") -> HflAdaptive:
     setting(config, variant)
     config.mesh.arms = 1  # three seeds do not divide among an even number of devices
     config.pruning.schedule = "allocated"
-    u = config.uplink
+    u, own = config.uplink, config.uplink.ofdma
     u.link, u.fading, u.antennas = "ofdma", "rayleigh", 64
     u.nearest, u.farthest = 45.6, 57.0
-    u.power, u.bandwidth, u.noise, u.frequency = 0.631, 20e6, 1e-14, 3e9
-    u.cycles, u.value_bits, u.time_limit, u.rho_max = 100.0, 64, 0.03, 0.95
+    u.power, u.bandwidth, own.noise, own.frequency = 0.631, 20e6, 1e-14, 3e9
+    own.cycles, own.value_bits, own.time_limit, own.rho_max = 100.0, 64, 0.03, 0.95
+    own.bill_warm_up = variant != "paper"
     return config
 
 
@@ -99,17 +100,17 @@ def arms(config: HflAdaptive) -> list[Arm]:
         "uplink.nearest": 582.7,
         "uplink.farthest": 766.7,
         "uplink.antennas": 83,
-        "uplink.time_limit": 0.35,
+        "uplink.ofdma.time_limit": 0.35,
     }
     gradients = {"pruning.layers": "all", "local.steps": 1, "uplink.division": "all"}
     others: dict[str, dict[str, Any]] = {
-        "equal": {"uplink.scheme": "equal"},
-        "unpruned": {"uplink.scheme": "unpruned", "pruning.schedule": "none"},
+        "equal": {"uplink.ofdma.scheme": "equal"},
+        "unpruned": {"uplink.ofdma.scheme": "unpruned", "pruning.schedule": "none"},
         "flat": {**far, **gradients},
         "flat-steps": far,
         "non-iid": {"data.partition": "dirichlet", "data.alpha": 0.3},
     }
-    limits = {f"optimal-{ms:g}": {"uplink.time_limit": ms / 1e3} for ms in config.limits_ms}
+    limits = {f"optimal-{ms:g}": {"uplink.ofdma.time_limit": ms / 1e3} for ms in config.limits_ms}
     return [Arm(name, fields) for name, fields in {**limits, **others}.items()]
 
 
@@ -213,17 +214,17 @@ def ratio_figure(path: Path, config: HflAdaptive, rounds: int = 50) -> None:
 
     Of P2's network on 28×28 images, over the channels of ``rounds`` rounds of every seed.
     """
-    u = config.uplink
+    u, own = config.uplink, config.uplink.ofdma
     ids = jnp.arange(config.data.clients // config.edges.servers)
     distance = jnp.linspace(u.nearest, u.farthest, ids.size)
     steps, warm = config.local.steps, config.pruning.warm_up
-    work = resources.hierarchical(CONV, DENSE, steps, u.cycles, u.value_bits, warm_steps=warm)
+    work = resources.hierarchical(CONV, DENSE, steps, own.cycles, own.value_bits, warm_steps=warm)
 
     def ratios(limit: jax.Array, seed: jax.Array, t: jax.Array) -> jax.Array:
         gain = channel.orthogonal_gains(jax.random.key(seed), t, ids, distance, u.antennas)
-        rate = resources.full_rate(gain, u.power, u.noise, u.bandwidth)
-        problem = allocation.problem(work, u.frequency, rate, limit)
-        return allocation.optimal(problem, u.rho_max).ratio
+        rate = resources.full_rate(gain, u.power, own.noise, u.bandwidth)
+        problem = allocation.problem(work, own.frequency, rate, limit)
+        return allocation.optimal(problem, own.rho_max).ratio
 
     every = jax.vmap(jax.vmap(ratios, (None, None, 0)), (None, 0, None))
     seeds, ts = jnp.arange(config.run.seeds), jnp.arange(rounds)

@@ -30,7 +30,7 @@ from jax import lax
 
 from fedprune import build, data, local, rng, run, theory, tree
 from fedprune import report as rp
-from fedprune.config import Arm, Config, ConfigError, to_json
+from fedprune.config import PRUNABLE, Arm, Config, ConfigError, to_json
 from fedprune.studies.hfl import setting
 from fedprune.types import Clients, Model, Params
 from fedprune.writer import Row
@@ -139,7 +139,7 @@ def measure(config: Config, dataset: data.Dataset, seed: int) -> Measured:
         )  # fmt: skip
 
     def prunable(values: Params) -> Params:
-        chosen = tree.match_path(build.PRUNABLE[config.pruning.layers], values)
+        chosen = tree.match_path(PRUNABLE[config.pruning.layers].build(), values)
         pairs = zip(jax.tree.leaves(values), jax.tree.leaves(chosen), strict=True)
         return [leaf for leaf, c in pairs if c]
 

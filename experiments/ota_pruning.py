@@ -26,7 +26,7 @@ How ``paper`` reads what P0 leaves open:
   local steps    8 a round, one pass over a client's 500 images
   rounds         P0's "1000 epochs", until which PIUs and server communicate
   norm           group norm, of 32 groups. P0 does not say what becomes of batch norm's running
-                 statistics in a federation; ``--config.model.norm=batch`` averages them
+                 statistics in a federation; ``--config.model.resnet.norm=batch`` averages them
   augmentation   none, P0 names none. Without it ResNet18 stays below what it is known for
   weight decay   none
   pruning steps  five, at rounds 200, 300, ..., 600, by equal shares of what is left
@@ -43,8 +43,8 @@ How ``paper`` reads what P0 leaves open:
   participation  50 PIUs are drawn anew in every round
   noise          no fading, and 10 dB referred to the receiver: the power of the received sum over
                  that of the noise. P0 does not say what its SNR refers to; the other readings,
-                 ``--config.uplink.normalisation=common`` and ``device``, have noise that is
-                 smaller by orders of magnitude
+                 ``--config.uplink.over_the_air.normalisation=common`` and ``device``, have noise
+                 that is smaller by orders of magnitude
 
 The network is a CNN of 26,698 weights (8 and 16 filters of 3×3, 32 hidden units); the uplink is
 over the air at 10 dB with the SNR referred to the receiver. P0 names no optimizer, so ours is

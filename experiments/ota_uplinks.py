@@ -30,9 +30,9 @@ from fedprune.writer import Row
 
 VARIANTS = ("fast",)
 UPLINKS: dict[str, dict[str, Any]] = {
-    "air": {"uplink.normalisation": "common", "uplink.threshold": 0.1},
+    "air": {"uplink.over_the_air.normalisation": "common", "uplink.threshold": 0.1},
     "air-csi": {
-        "uplink.normalisation": "common",
+        "uplink.over_the_air.normalisation": "common",
         "uplink.threshold": 0.1,
         "uplink.csi_error": 0.1,
     },
@@ -40,9 +40,9 @@ UPLINKS: dict[str, dict[str, Any]] = {
     "digital-8": {
         "uplink.link": "orthogonal",
         "uplink.threshold": 0.1,
-        "uplink.value_bits": 8,
+        "uplink.orthogonal.value_bits": 8,
     },
-    "outage": {"uplink.link": "orthogonal", "uplink.rate": 2.0},
+    "outage": {"uplink.link": "orthogonal", "uplink.orthogonal.rate": 2.0},
 }
 PRUNING = {"unpruned": 0.0, "90 % pruned": 0.9}
 

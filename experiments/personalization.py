@@ -105,14 +105,14 @@ def get_config(variant: str = "fast") -> Personalization:
     config = Personalization(experiment="personalization", variant=variant)
     config.data.clients, config.data.partition = 10, "label_k"
     config.data.classes_per_client, config.cohort.weighting = 2, "plain"
-    config.model.hidden, steps = (128,), 5
+    config.model.cnn.hidden, steps = (128,), 5
     config.run.rounds, config.run.test, config.run.evaluate = 20, "clients", "dense"
     config.personal.method, config.personal.layers = "alternating", ("Conv",)
     config.local.lr = config.personal.lr = 0.02
     if variant == "dirichlet":
         config.data.partition, config.data.alpha = "dirichlet", 0.3
     elif variant in ("full", "paper"):
-        config.data.name, config.model.filters, steps = "fashion_mnist", (32, 64), 10
+        config.data.name, config.model.cnn.filters, steps = "fashion_mnist", (32, 64), 10
         config.ratios = (0.0, 0.3, 0.5, 0.7, 0.9)
         config.run.rounds, config.run.every, config.run.save_every = 60, 4, 1
         config.local.lr = config.personal.lr = 0.01
@@ -121,28 +121,28 @@ def get_config(variant: str = "fast") -> Personalization:
             config.local.lr = config.personal.lr = 0.001
             config.run.rounds = 200
     config.local.steps = config.personal.steps = steps
-    p, u = config.pruning, config.uplink
+    p, u, own = config.pruning, config.uplink, config.uplink.ofdma
     p.schedule, p.scope, p.layers = "allocated", "own", "dense"
-    p.importance, p.warm_up, p.rewind = "change", 1, "yes"
+    p.importance, p.warm_up, p.rewind = "change", 1, True
     more = global_weights(config) / TABLE_WEIGHTS
     u.link, u.division, u.fading, u.antennas = "ofdma", "holders", "rayleigh", 256
     u.nearest, u.farthest = 389.5, 437.6
-    u.power, u.noise, u.frequency, u.value_bits = 0.631, 1e-14, 3e9, 32
-    u.bandwidth, u.cycles = 20e6 * more, 20.0 / more
-    u.time_limit, u.rho_max = 0.025, 0.95
+    u.power, own.noise, own.frequency, own.value_bits = 0.631, 1e-14, 3e9, 32
+    u.bandwidth, own.cycles = 20e6 * more, 20.0 / more
+    own.time_limit, own.rho_max = 0.025, 0.95
     return config
 
 
 def global_weights(config: Config) -> int:
     """N_u, the fully connected weights behind the CNN's convolutions; biases do not count."""
-    side = PIXELS // 2 ** len(config.model.filters)
-    widths = (side * side * config.model.filters[-1], *config.model.hidden, CLASSES)
+    side = PIXELS // 2 ** len(config.model.cnn.filters)
+    widths = (side * side * config.model.cnn.filters[-1], *config.model.cnn.hidden, CLASSES)
     return sum(a * b for a, b in pairwise(widths))
 
 
 def arms(config: Personalization) -> list[Arm]:
     """Fixed ratios share a program, and so do time limits, and flat and fedprox."""
-    unpruned: dict[str, Any] = {"pruning.schedule": "none", "uplink.scheme": "unpruned"}
+    unpruned: dict[str, Any] = {"pruning.schedule": "none", "uplink.ofdma.scheme": "unpruned"}
     flat = {"personal.method": "none", "personal.layers": ()}
     fixed = {
         "pruning.schedule": "one_shot",
@@ -155,8 +155,8 @@ def arms(config: Personalization) -> list[Arm]:
     }
     return [
         *(Arm(fixed_name(r), {**fixed, "pruning.ratio": r}) for r in config.ratios),
-        *(Arm(f"limit-{ms:g}", {"uplink.time_limit": ms / 1e3}) for ms in config.limits_ms),
-        Arm("equal", {"uplink.scheme": "equal"}),
+        *(Arm(f"limit-{ms:g}", {"uplink.ofdma.time_limit": ms / 1e3}) for ms in config.limits_ms),
+        Arm("equal", {"uplink.ofdma.scheme": "equal"}),
         Arm("personal-only", unpruned),
         Arm("pruning-only", flat),
         Arm("fedsim", {**unpruned, "personal.method": "simultaneous"}),

@@ -30,7 +30,7 @@ def get_config(variant: str = "fast") -> Config:
     config = Config(experiment="single", variant=variant)
     config.pruning.schedule = "iterative"
     if variant == "tiny":
-        config.data.clients, config.model.name, config.model.hidden = 4, "mlp", (8,)
+        config.data.clients, config.model.name, config.model.mlp.hidden = 4, "mlp", (8,)
         config.local.steps, config.local.batch = 2, 16
         config.pruning.start, config.pruning.every, config.pruning.steps = 2, 1, 3
         config.run.rounds, config.run.seeds = 8, 1

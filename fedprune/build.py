@@ -1,4 +1,4 @@
-"""From configurations to stages: the only tables of names in the package.
+"""From configurations to stages, by the tables of kinds in ``config``.
 
 Every function here takes a configuration whose traced fields may hold tracers, so the same code
 builds one run and a program of many arms.
@@ -6,8 +6,6 @@ builds one run and a program of many arms.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,108 +23,13 @@ from fedprune import (
     processes,
     prune,
     resources,
-    server,
     tree,
 )
 from fedprune import config as cfg
 from fedprune import round as rounds
 from fedprune.data.partition import Partitioner
 from fedprune.round import hierarchical
-from fedprune.types import Downlink, LocalUpdate, Model, Personal, Pruner, Server, Uplink
-
-PARTITIONERS: dict[str, Callable[[cfg.Data, data.Dataset], Partitioner]] = {
-    "iid": lambda d, _: data.iid(d.clients),
-    "dirichlet": lambda d, _: data.dirichlet(d.clients, d.alpha),
-    "label_k": lambda d, _: data.label_k(d.clients, d.classes_per_client),
-    "shards": lambda d, _: data.shards(d.clients, d.shards_per_client),
-    "group": lambda d, dataset: _by_group(d, dataset),
-}
-MODELS: dict[str, Callable[[cfg.Model, int, tuple[int, ...]], Model]] = {
-    "mlp": lambda m, classes, shape: models.mlp(m.hidden, classes, shape),
-    "cnn": lambda m, classes, shape: models.cnn(m.filters, m.kernel, m.hidden, classes, shape),
-    "signal": lambda m, classes, shape: models.signal(
-        m.filters, m.kernel, m.stem_kernel, m.stem_stride, m.hidden, classes, shape
-    ),
-    "resnet18": lambda m, classes, shape: models.resnet18(
-        classes, shape, m.norm, m.groups, m.statistics, m.widths, m.stem
-    ),
-    "resnet34": lambda m, classes, shape: models.resnet34(
-        classes, shape, m.norm, m.groups, m.statistics, m.widths, m.stem
-    ),
-    "vgg16": lambda m, classes, shape: models.small_vgg16(m.widths, m.hidden, classes, shape),
-}
-OPTIMIZERS: dict[str, Callable[[cfg.Local], optax.GradientTransformation]] = {
-    "sgd": lambda c: optax.sgd(c.lr),
-    "momentum": lambda c: optax.sgd(c.lr, c.momentum),
-    "adam": lambda c: optax.adam(c.lr),
-}
-DECAYS: dict[str, Callable[[cfg.Local, int], local.Decay | None]] = {
-    "constant": lambda c, rounds: None,
-    "cosine": lambda c, rounds: local.decay.cosine(rounds, c.schedule_end),
-    "exponential": lambda c, rounds: local.decay.exponential(rounds, c.schedule_end),
-    "step": lambda c, rounds: local.decay.step(c.schedule_every, c.schedule_factor),
-}
-SERVERS: dict[str, Callable[[cfg.Server], Server]] = {
-    "average": lambda s: server.average(s.lr),
-    "momentum": lambda s: server.momentum(s.lr, s.momentum),
-    "adam": lambda s: server.adam(s.lr, s.momentum, s.b2, s.epsilon),
-}
-SCHEDULES: dict[str, Callable[[cfg.Pruning], prune.Schedule]] = {
-    "one_shot": lambda p: prune.one_shot(p.ratio, p.start),
-    "iterative": lambda p: prune.iterative(p.ratio, p.start, p.every, p.steps),
-    "linear": lambda p: prune.linear(p.ratio, p.start, p.every, p.steps),
-    "cubic": lambda p: prune.cubic(p.ratio, p.start, p.every, p.steps),
-}
-STRUCTURES: dict[str, prune.Structure] = {
-    **dict.fromkeys(("mlp", "cnn", "signal", "vgg16"), prune.chain),
-    **dict.fromkeys(("resnet18", "resnet34"), prune.blocks),
-}
-PRUNABLE: dict[str, prune.Predicate] = {"all": prune.kernels, "dense": prune.named("Dense")}
-IMPORTANCES: dict[str, local.Importance] = {"magnitude": local.magnitude, "change": local.change}
-UPLINKS: dict[str, Callable[[cfg.Uplink, channel.Fading | None], Uplink]] = {
-    "ideal": lambda u, faded: link.ideal(),
-    "over_the_air": lambda u, faded: link.over_the_air(
-        u.snr_db,
-        u.normalisation,
-        u.packing,
-        faded,
-        u.threshold,
-        u.power,
-        u.bandwidth,
-        u.repeats,
-    ),
-    "orthogonal": lambda u, faded: link.orthogonal(
-        u.snr_db,
-        u.rate or None,
-        u.value_bits,
-        faded,
-        u.threshold,
-        u.power,
-        u.bandwidth,
-        u.bitstream,
-    ),
-    "analog": lambda u, faded: link.one_by_one(
-        link.analog(
-            u.snr_db,
-            link.Protection(u.repeats, u.code, u.repeats),
-            u.packing,
-            u.fading,
-            u.csi_error,
-            u.power,
-            u.bandwidth,
-        )
-    ),
-}
-CLOUDS: dict[str, Callable[[cfg.Edges], Uplink]] = {
-    "ideal": lambda e: link.ideal(),
-    "orthogonal": lambda e: link.orthogonal(
-        e.cloud_snr_db,
-        e.cloud_rate or None,
-        e.cloud_value_bits,
-        power=e.cloud_power,
-        bandwidth=e.cloud_bandwidth,
-    ),
-}
+from fedprune.types import LocalUpdate, Model, Personal, Pruner, Uplink
 
 
 def partitioner(d: cfg.Data, dataset: data.Dataset) -> Partitioner:
@@ -135,16 +38,7 @@ def partitioner(d: cfg.Data, dataset: data.Dataset) -> Partitioner:
     Raises:
       ConfigError: groups are asked for that the dataset does not have, or cannot be divided so.
     """
-    return PARTITIONERS[d.partition](d, dataset)
-
-
-def _by_group(d: cfg.Data, dataset: data.Dataset) -> Partitioner:
-    if dataset.group_train is None or dataset.group_test is None:
-        raise cfg.ConfigError(f"data.partition='group': {dataset.name} has no natural groups")
-    try:
-        return data.by_group(dataset.group_train, dataset.group_test, d.clients)
-    except ValueError as e:
-        raise cfg.ConfigError(f"data.{e}") from e
+    return cfg.PARTITIONS[d.partition].build(d, dataset)
 
 
 def model(config: cfg.Config, dataset: data.Dataset) -> Model:
@@ -155,7 +49,8 @@ def model(config: cfg.Config, dataset: data.Dataset) -> Model:
     """
     shape = dataset.x_train.shape[1:]
     try:
-        built = MODELS[config.model.name](config.model, dataset.classes, shape)
+        network = cfg.NETWORKS[config.model.name]
+        built = network.build(config.model.own(), dataset.classes, shape)
         jax.eval_shape(built.init, jax.random.key(0))
     except ValueError as e:
         raise cfg.ConfigError(f"model.{config.model.name}: does not fit {shape} inputs: {e}") from e
@@ -167,31 +62,6 @@ def model(config: cfg.Config, dataset: data.Dataset) -> Model:
         raise cfg.ConfigError(f"model.compute={config.model.compute!r}: {e}") from e
 
 
-def fading(c: cfg.Config) -> channel.Fading | None:
-    """The uplink's; None for pure AWGN."""
-    u = c.uplink
-    if u.fading == "none":
-        return None
-    return channel.block_fading(
-        antennas=u.antennas,
-        rician=u.rician if u.fading == "rician" else 0.0,
-        csi_error=u.csi_error,
-        annulus=(u.nearest, u.farthest) if u.farthest else None,
-        blocks=u.blocks,
-        taps=(1.0,) * u.taps,
-        correlation=u.correlation,
-        clients=c.data.clients if u.correlation else None,
-    )
-
-
-def downlink(d: cfg.Downlink) -> Downlink | None:
-    """None for a perfect one."""
-    if d.link == "ideal":
-        return None
-    protection = link.Protection(d.repeats, d.code, d.repeats, d.gamma or None)
-    return link.analog(d.snr_db, protection, d.packing, d.fading, d.csi_error, d.power, d.bandwidth)
-
-
 def pruner(p: cfg.Pruning, structure: prune.Structure) -> Pruner | None:
     """None where the server decides no masks.
 
@@ -199,16 +69,8 @@ def pruner(p: cfg.Pruning, structure: prune.Structure) -> Pruner | None:
       p: the fields.
       structure: which weights of the network belong together, for pruning of whole units.
     """
-    if p.schedule in ("none", "allocated") or p.granularity == "neuron":
-        return None
-    if p.granularity == "unit":
-        return prune.structured(SCHEDULES[p.schedule](p), structure, p.distribution, p.scope)
-    return prune.scheduled(
-        SCHEDULES[p.schedule](p),
-        distribution=p.distribution,
-        scope=p.scope,
-        prunable=PRUNABLE[p.layers],
-    )
+    schedule = cfg.SCHEDULES[p.schedule].build(p)
+    return None if schedule is None else cfg.METHODS[p.granularity].build(p, schedule, structure)
 
 
 def personal(c: cfg.Config, network: Model) -> Personal | None:
@@ -236,7 +98,7 @@ def local_update(c: cfg.Config, network: Model) -> LocalUpdate:
 
     def optimizer(lr: Any) -> optax.GradientTransformation:
         return local.adjusted(
-            OPTIMIZERS[c.local.optimizer](dataclasses.replace(c.local, lr=lr)),
+            cfg.OPTIMIZERS[c.local.optimizer].build(c.local, lr),
             weight_decay=_unless_zero(c.local.weight_decay),
             clip=_unless_zero(c.local.clip),
         )
@@ -250,7 +112,7 @@ def local_update(c: cfg.Config, network: Model) -> LocalUpdate:
             steps=steps or None,
             epochs=epochs or None,
             prox=_unless_zero(prox),
-            decay=DECAYS[c.local.schedule](c.local, c.run.rounds),
+            decay=cfg.DECAYS[c.local.schedule].build(c.local, c.run.rounds),
         )
 
     def shared(train: local.Make) -> LocalUpdate:
@@ -266,18 +128,19 @@ def local_update(c: cfg.Config, network: Model) -> LocalUpdate:
     else:
         train = shared(sgd(c.local.steps, c.local.epochs))
     if p.schedule != "none" and p.scope == "own":
-        allocated = p.schedule == "allocated"
+        allocated, prunable = p.schedule == "allocated", cfg.PRUNABLE[p.layers].build()
+        schedule = cfg.SCHEDULES[p.schedule].build(p)
         if p.granularity == "neuron":
-            select = prune.neurons(PRUNABLE[p.layers], down=allocated, form=p.form)
+            select = prune.neurons(prunable, down=allocated, form=p.form)
         else:
-            select = prune.selection(p.distribution, PRUNABLE[p.layers], down=allocated)
+            select = prune.selection(p.distribution, prunable, down=allocated)
         train = local.own_masks(
             shared(sgd(p.warm_up)),
             train,
             select,
-            local.allocated if allocated else lambda t, _: SCHEDULES[p.schedule](p)(t),
-            IMPORTANCES[p.importance],
-            rewind=p.rewind == "yes",
+            local.allocated if allocated else lambda t, _: schedule(t),
+            cfg.IMPORTANCES[p.importance].build(),
+            rewind=p.rewind,
         )
     if method == "alternating":
         return local.alternating(network, sgd(c.personal.steps, 0, own, 0), train)
@@ -306,7 +169,7 @@ def _server_sizes(c: cfg.Config) -> list[int]:
 def uplink(c: cfg.Config, network: Model) -> Uplink:
     """How the updates of a cohort reach the server, or the edge servers."""
     u = c.uplink
-    values = _ofdma(c, network) if u.link == "ofdma" else UPLINKS[u.link](u, fading(c))
+    values = cfg.UPLINKS[u.link].build(c, network)
     if u.division == "all":
         return values
     exact = u.link != "over_the_air"
@@ -317,50 +180,50 @@ def uplink(c: cfg.Config, network: Model) -> Uplink:
     return link.holders(values, link.ideal() if exact else values, least)
 
 
-def _ofdma(c: cfg.Config, network: Model) -> Uplink:
+def ofdma(c: cfg.Config, network: Model) -> Uplink:
     """Devices of a server stand equally far from one another, from the nearest to the farthest."""
-    u, p = c.uplink, c.pruning
+    u, own, p = c.uplink, c.uplink.ofdma, c.pruning
     distance = np.concatenate(
         [np.linspace(u.nearest, u.farthest, n) for n in _server_sizes(c) if n]
     )
-    shapes, own = jax.eval_shape(network.init, jax.random.key(0)), None
+    shapes, kept = jax.eval_shape(network.init, jax.random.key(0)), None
     keeps = personal(c, network)
     if keeps is not None:
-        shapes, own = keeps.split(shapes)
+        shapes, kept = keeps.split(shapes)
 
     def weights(chosen: prune.Predicate, part: Any = shapes) -> int:
         counted = tree.match_path(chosen, part)
         return sum(jax.tree.leaves(jax.tree.map(lambda s, c: s.size if c else 0, part, counted)))
 
-    prunable = weights(PRUNABLE[p.layers])
+    prunable = weights(cfg.PRUNABLE[p.layers].build())
     pruned = p.schedule != "none"
     steps = {"simultaneous": c.local.steps, "tuned": 0}
     work = resources.personalized(
-        weights(prune.kernels, own),
+        weights(prune.kernels, kept),
         prunable,
         steps.get(c.personal.method, c.personal.steps),
         c.local.steps,
-        u.cycles,
-        u.value_bits,
-        warm_steps=p.warm_up if pruned and u.bill_warm_up == "yes" else 0,
-        payload=u.payload if pruned else "values",
+        own.cycles,
+        own.value_bits,
+        warm_steps=p.warm_up if pruned and own.bill_warm_up else 0,
+        payload=own.payload if pruned else "values",
         fixed_weights=weights(prune.kernels) - prunable,
     )
     where = jnp.asarray(distance, jnp.float32)
-    bands = edges(c) if u.bands == "server" else None
+    bands = edges(c) if own.bands == "server" else None
     return link.ofdma(
         work,
         lambda root, t, ids: channel.orthogonal_gains(root, t, ids, where[ids], u.antennas),
-        threshold=u.time_limit,
-        frequency=u.frequency,
+        threshold=own.time_limit,
+        frequency=own.frequency,
         power=u.power,
-        noise=u.noise,
+        noise=own.noise,
         bandwidth=u.bandwidth,
         edge=None if bands is None else bands.of,
         edges=1 if bands is None else bands.servers,
-        scheme=u.scheme,
-        rho_max=u.rho_max,
-        scaled=u.noise_of == "share",
+        scheme=own.scheme,
+        rho_max=own.rho_max,
+        scaled=own.noise_of == "share",
     )
 
 
@@ -371,16 +234,17 @@ def algorithm(config: cfg.Config, network: Model, layout: mesh.Layout) -> rounds
     stages: dict[str, Any] = {
         "local": local_update(c, network),
         "uplink": uplink(c, network),
-        "server": SERVERS[c.server.optimizer](c.server),
-        "participation": server.uniform(c.data.clients, cohort),
-        "pruner": pruner(c.pruning, STRUCTURES[c.model.name]),
+        "server": cfg.SERVERS[c.server.optimizer].build(c.server),
+        "participation": cfg.SELECTIONS[c.cohort.selection].build(c, cohort),
+        "pruner": pruner(c.pruning, cfg.NETWORKS[c.model.name].structure),
         "weighting": c.cohort.weighting,
         "layout": layout,
     }
     if tiers is None:
-        stages |= {"downlink": downlink(c.downlink), "personal": personal(c, network)}
+        down = cfg.DOWNLINKS[c.downlink.link].build(c.downlink)
+        stages |= {"downlink": down, "personal": personal(c, network)}
         return rounds.build(**stages)
-    cloud = CLOUDS[c.edges.cloud](c.edges)
+    cloud = cfg.CLOUDS[c.edges.cloud].build(c.edges)
     return hierarchical.build(**stages, cloud=cloud, edges=tiers, edge_rounds=c.edges.rounds)
 
 

@@ -47,9 +47,7 @@ def plan(config: cfg.Config, arms: Sequence[cfg.Arm]) -> Plan:
       DataError: a dataset that is missing or damaged.
     """
     cfg.validate_arms(config, arms)
-    dataset = data.load(
-        config.data.name, config.data.dir or None, download=config.data.download == "yes"
-    )
+    dataset = data.load(config.data.name, config.data.dir or None, download=config.data.download)
     if config.data.examples:
         dataset = data.first(dataset, config.data.examples)
     groups = cfg.program_groups(config, arms)

@@ -37,7 +37,7 @@ EXPERIMENTS = (
 def test_every_variant_is_valid(module, variant):
     config = module.get_config(variant)
     cfg.validate(config)
-    assert config.experiment == module.__name__
+    assert f"experiments.{config.experiment}" == module.__name__
     assert module.arms(config) == []
     with pytest.raises(cfg.ConfigError, match="must be one of fast, full, paper"):
         module.get_config("huge")
@@ -52,7 +52,8 @@ def test_arms_of_the_downlink_are_valid():
 def tiny(module, **values):
     config = module.get_config("fast")
     small = {
-        "model.name": "mlp", "model.hidden": (6,), "run.rounds": 2, "run.every": 2, "run.seeds": 1,
+        "model.name": "mlp", "model.mlp.hidden": (6,), "run.rounds": 2, "run.every": 2,
+        "run.seeds": 1,
         "local.steps": 2, "local.batch": 4, "pruning.every": 1, "pruning.steps": 1, "uses": 1000,
         "draws": 1, "fading_draws": 1, "test_images": 50, "curvature_images": 8, "products": 2,
         "mesh.devices": 2,
@@ -95,12 +96,13 @@ def test_from_end_to_end_and_again(tmp_path):
     assert (repeats @ sizes <= 2000).all()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_papers_recipe_from_end_to_end(tmp_path):
     """P3's recipe with few images and one epoch where it has 30: own nets for fading, one seed."""
     small = {
         "data.name": "fashion_mnist_10k", "data.examples": 60, "model.name": "mlp",
-        "model.hidden": (6,), "run.seeds": 1, "local.epochs": 1, "local.batch": 20, "uses": 1000,
+        "model.mlp.hidden": (6,), "run.seeds": 1, "local.epochs": 1, "local.batch": 20,
+        "uses": 1000,
         "draws": 1, "fading_draws": 1, "test_images": 50, "curvature_images": 8, "products": 2,
         "mesh.devices": 2, "snrs_db": (5.0,), "shares": (0.2,), "widths": (0.5,),
     }  # fmt: skip

@@ -188,7 +188,7 @@ def test_signal_size():
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (32, 1)], ids=str)
 def test_signal_refuses_what_does_not_fit(shape, dataset):
-    config = cfg.override(cfg.Config(), {"model.name": "signal", "model.filters": (4, 4, 4)})
+    config = cfg.override(cfg.Config(), {"model.name": "signal", "model.signal.filters": (4, 4, 4)})
     x = np.zeros((1, *shape), np.float32)
     with pytest.raises(cfg.ConfigError, match=r"model\.signal: does not fit"):
         build.model(config, dataset._replace(x_train=x))
@@ -229,7 +229,8 @@ def test_experiment_on_a_tiny_set(tmp_path, caplog):
     write(tmp_path / "data", content)
     config = experiment_file.get_config("fast")
     config.data.dir, config.data.clients = str(tmp_path / "data"), 4
-    config.model.filters, config.model.stem_kernel, config.model.stem_stride = (8,), 16, 2
+    own = config.model.signal
+    own.filters, own.stem_kernel, own.stem_stride = (8,), 16, 2
     config.local.batch, config.run.rounds, config.run.seeds = 8, 14, 2
     config.pruning.start, config.pruning.every, config.pruning.steps = 2, 1, 3
     config.mesh.devices = 2

@@ -22,8 +22,8 @@ from experiments import (
     personalization,
     single,
 )
-from fedprune import build, data, link
 from fedprune import config as cfg
+from fedprune import data, link
 from fedprune.link.ofdma import SCHEMES
 from fedprune.prune.neurons import FORMS
 
@@ -35,16 +35,10 @@ FREE = {"experiment", "variant", "data.dir", "personal.layers"}
 
 def test_choices_are_those_that_can_be_built():
     choices = {path: set(f.metadata.get("choices") or ()) for path, f in FIELDS.items()}
-    assert choices["data.name"] == set(data.NAMES)
-    assert choices["data.partition"] == set(build.PARTITIONERS)
-    assert choices["model.name"] == set(build.MODELS)
-    assert choices["local.optimizer"] == set(build.OPTIMIZERS)
-    assert choices["pruning.schedule"] == {"none", "allocated", *build.SCHEDULES}
+    assert choices["data.name"] == set(data.SOURCES)
     assert choices["pruning.form"] == set(FORMS)
-    assert choices["uplink.scheme"] == set(SCHEMES)
-    assert choices["uplink.link"] == {"ofdma", *build.UPLINKS}
-    assert choices["edges.cloud"] == set(build.CLOUDS)
-    assert choices["uplink.normalisation"] == set(link.NORMALISATIONS)
+    assert choices["uplink.ofdma.scheme"] == set(SCHEMES)
+    assert choices["uplink.over_the_air.normalisation"] == set(link.NORMALISATIONS)
 
 
 @pytest.mark.parametrize("path", sorted(FIELDS.keys() - FREE))
@@ -57,6 +51,8 @@ def bad_values(field: dataclasses.Field):
     m = field.metadata
     kind = cfg.element_type(field)
     wrong = [st.none(), st.dictionaries(st.text(), st.text())]
+    if kind is bool:
+        return st.one_of(st.text(), st.integers(), st.floats(), *wrong)
     if m.get("choices"):
         return st.one_of(st.text().filter(lambda s: s not in m["choices"]), *wrong)
     if kind is int:
@@ -94,7 +90,7 @@ def test_bad_values_are_refused_in_one_line(case):
 def faults(field: dataclasses.Field) -> list:
     """Just beyond every limit, a slip of the finger in every choice, and values of other types."""
     m = field.metadata
-    wrong = [None, True, {}, b"1"]
+    wrong = [None, {}, b"1", *((0, 1, "true") if cfg.element_type(field) is bool else (True,))]
     if m["choices"]:
         wrong += ["", *(c[:-1] + c[-1] * 2 for c in m["choices"])]
     elif cfg.element_type(field) is str:
@@ -193,7 +189,7 @@ def test_all_fields_in_words():
         meaning = " ".join(field.metadata["meaning"].split())
         assert f" {path} = {value!r} " in words
         assert f" {meaning}. Must be {cfg.describe(field)}." in words
-    assert "uplink.snr_db = 10.0 dB P / no, no per complex symbol. Must be a number and at" in words
+    assert "uplink.snr_db = 10.0 dB P / no, no per complex symbol (not: ofdma). Must be a" in words
     assert "snrs_db = (-10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0) dB SNRs compared" in words
     assert "uplink.link = 'over_the_air' kind of uplink" in words
     assert "Must be one of ideal, over_the_air, orthogonal, analog, ofdma." in words
@@ -207,7 +203,7 @@ def test_all_fields_in_words():
         ({"local.epochs": 1}, "local.steps=5: exactly one of local.steps and local.epochs=1"),
         ({"local.steps": 0}, "local.steps=0: exactly one"),
         ({"run.rounds": 16}, "the last pruning step falls in round 16"),
-        ({"model.filters": (4,) * 5}, "model.filters=(4, 4, 4, 4, 4): at most 4 blocks"),
+        ({"model.cnn.filters": (4,) * 5}, "model.cnn.filters=(4, 4, 4, 4, 4): at most 4 blocks"),
         ({"mesh.devices": 4, "mesh.arms": 3}, "mesh.arms=3: must divide mesh.devices=4"),
         (
             {"mesh.devices": 6, "mesh.arms": 2, "mesh.reduction": "strict"},
@@ -223,13 +219,13 @@ def test_all_fields_in_words():
         ({"pruning.schedule": "allocated"}, "pruning.schedule='allocated': must come with"),
         ({"uplink.link": "ofdma"}, "uplink.fading='none': must be rayleigh"),
         (
-            {**OFDMA, "uplink.scheme": "printed", "uplink.cycles": 0.0},
-            "uplink.cycles=0.0: must be above 0 for uplink.scheme='printed'",
+            {**OFDMA, "uplink.ofdma.scheme": "printed", "uplink.ofdma.cycles": 0.0},
+            "uplink.ofdma.cycles=0.0: must be above 0 for uplink.ofdma.scheme='printed'",
         ),
         ({**OFDMA, "local.steps": 0, "local.epochs": 1}, "local.steps=0: must be above 0 for"),
         (
-            {"uplink.link": "orthogonal", "uplink.value_bits": 64},
-            "uplink.value_bits=64: must be at most 32",
+            {"uplink.link": "orthogonal", "uplink.orthogonal.value_bits": 64},
+            "uplink.orthogonal.value_bits=64: must be an integer and at least 2 and at most 32",
         ),
         ({"edges.servers": 21}, "edges.servers=21: must be at most data.clients=20"),
         (
@@ -238,8 +234,9 @@ def test_all_fields_in_words():
         ),
         ({"edges.cloud": "orthogonal"}, "edges.cloud='orthogonal': must be ideal for"),
         (
-            {"edges.servers": 2, "edges.cloud": "orthogonal", "edges.cloud_rate": 7.0},
-            "edges.cloud_rate=7.0: must be below 6.658, the capacity at edges.cloud_snr_db=20.0",
+            {"edges.servers": 2, "edges.cloud": "orthogonal", "edges.orthogonal.rate": 7.0},
+            "edges.orthogonal.rate=7.0: must be below 6.658, the capacity at"
+            " edges.orthogonal.snr_db=20.0",
         ),
         ({"personal.method": "alternating"}, "personal.layers=(): must be given for"),
         ({"personal.layers": ("Conv",)}, "personal.layers=('Conv',): must be given for"),
@@ -296,7 +293,7 @@ def test_every_variant_is_valid(module, variant):
     """With all of its arms; a variant that does not exist is refused with those that do."""
     config = module.get_config(variant)
     assert config.variant == variant
-    assert f"experiments.{config.experiment.removeprefix('experiments.')}" == module.__name__
+    assert f"experiments.{config.experiment}" == module.__name__
     for arm in module.arms(config):
         cfg.validate(cfg.override(config, arm.overrides))
     with pytest.raises(cfg.ConfigError, match=f"variant 'huge' .* must be .*{variant}"):
@@ -320,3 +317,104 @@ def test_arms_of_the_experiment():
     }
     for arm in arms:
         cfg.validate(cfg.override(config, arm.overrides))
+
+
+# Kinds -----
+
+
+def sections(config, prefix=""):
+    """Every section and part: (path, the dataclass instance)."""
+    yield prefix, config
+    for f in dataclasses.fields(config):
+        if dataclasses.is_dataclass(getattr(config, f.name)):
+            yield from sections(getattr(config, f.name), f"{prefix}{f.name}.")
+
+
+def test_every_part_belongs_to_a_kind_and_every_kind_has_its_part():
+    parts = set()
+    for prefix, section in sections(cfg.Config()):
+        known = {f.name: f for f in dataclasses.fields(section)}
+        for f in known.values():
+            for kind in f.metadata.get("kinds", {}).values():
+                name = getattr(kind, "part", "")
+                assert not name or known[name].metadata["of"] == (f.name,)
+                parts.add(prefix + name)
+            of = f.metadata.get("of") or ()
+            if of and not dataclasses.is_dataclass(getattr(section, f.name)):
+                assert set(of[1:]) <= set(known[of[0]].metadata["choices"])
+    found = {
+        prefix.rstrip(".")
+        for prefix, section in sections(cfg.Config())
+        if prefix.count(".") == 2  # of a section
+    }
+    assert found <= parts
+
+
+@pytest.mark.parametrize(
+    ("values", "overrides", "says"),
+    [
+        (
+            {"uplink.ofdma.cycles": 2.0},
+            [{}],
+            "uplink.ofdma.cycles=2.0: is only for uplink.link='ofdma', not 'over_the_air'",
+        ),
+        (
+            {},
+            [{"uplink.link": "orthogonal", "uplink.over_the_air.packing": "real"}, {}],
+            "uplink.over_the_air.packing='real': is only for uplink.link='over_the_air', not"
+            " 'orthogonal' (arm 0)",
+        ),
+        (
+            {"model.cnn.kernel": 5},
+            [{"model.name": "mlp"}, {"model.name": "resnet34"}],
+            None,  # the configuration itself has a CNN
+        ),
+        (
+            {"model.name": "mlp", "model.resnet.widths": (64,)},
+            [{}],
+            "model.resnet.widths=(64,): is only for model.name='resnet18' or 'resnet34', not 'mlp'",
+        ),
+        (
+            {"model.name": "mlp", "model.resnet.widths": (64,)},
+            [{}, {"model.name": "resnet18"}],
+            None,
+        ),
+        (
+            {"server.adam.b1": 0.5},
+            [{}],
+            "server.adam.b1=0.5: is only for server.optimizer='adam', not 'average'",
+        ),
+        (
+            {"personal.pull": 0.5},
+            [{}],
+            "personal.pull=0.5: is only for personal.method='ditto', not 'none'",
+        ),
+        ({"model.resnet.statistics": "batch"}, [{"model.name": "resnet18"}], "model.resnet.stati"),
+        ({}, [{"personal.method": "none", "personal.layers": ()}], None),  # back to the default
+    ],
+)
+def test_a_field_of_one_kind_cannot_be_given_to_another(values, overrides, says):
+    config = cfg.override(cfg.Config(), values)
+    arms = [cfg.Arm(str(i), changes) for i, changes in enumerate(overrides)]
+    if says is None:
+        cfg.validate_arms(config, arms, values)
+        return
+    cfg.validate_arms(config, [cfg.Arm("", {})])  # what an experiment sets may stay
+    with pytest.raises(cfg.ConfigError) as error:
+        cfg.validate_arms(config, arms, values)
+    assert str(error.value).startswith(says)
+
+
+def test_fields_say_for_which_kinds_they_are():
+    words = " ".join(cfg.explain(cfg.Config()).split())
+    assert "Only for uplink.link=ofdma." in words
+    assert "Only for model.name=resnet18 or resnet34." in words
+    assert "Only for local.schedule=cosine or exponential." in words
+
+
+def test_a_selection_by_name_needs_channels():
+    config = cfg.override(cfg.Config(), {"cohort.selection": "channel_age_loss"})
+    cfg.validate_arms(config, [])
+    for values in ({"uplink.link": "ideal"}, {"edges.servers": 2}):
+        with pytest.raises(cfg.ConfigError, match=r"^cohort.selection='channel_age_loss': must be"):
+            cfg.validate_arms(cfg.override(config, values), [])

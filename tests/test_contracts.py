@@ -1,5 +1,6 @@
 """What the contracts of the stages promise whoever writes a stage."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,8 +14,7 @@ from problems import federation, leaves, mlp, same
 import fedprune as fp
 from fedprune import bill, channel, link, loop, resources, rng
 from fedprune import config as cfg
-from fedprune.algorithms import channel_age_loss, feddst, prunefl, scaffold
-from fedprune.build import SCHEDULES, SERVERS
+from fedprune.algorithms import feddst, prunefl, scaffold
 from fedprune.round import Edges, Stratum, hierarchical
 from fedprune.types import (
     SCOPES,
@@ -600,8 +600,15 @@ UPLINKS = {
 FADE = set(UPLINKS) - {"ideal", "one_by_one", "ofdma"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", UPLINKS)
+def some(names, ci):
+    """All names, of which continuous integration tries those in ``ci``."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow if name in ci else pytest.mark.nightly)
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize("name", some(UPLINKS, {"common", "blocks", "entropy"}))
 def test_every_uplink_keeps_the_contract(name):
     """Three arms of one program: all is well; nobody's channel is good enough; nobody has examples.
 
@@ -673,30 +680,45 @@ def reporting():
 
 
 SCHEDULED = cfg.Pruning(ratio=0.5, start=1, every=1, steps=2)
-CHOSEN = {
-    "full": lambda: fp.server.full(5),
-    "uniform": lambda: fp.server.uniform(5, 3),
-    "channel_age_loss": lambda: channel_age_loss.participation(5, 3),
-}
+
+
+def served(kind):
+    return {"server": kind.build(cfg.Server())}
+
+
+def sparse(kind):
+    schedule = kind.build(SCHEDULED)
+    return {} if schedule is None else pruned(schedule)()
+
+
+def chosen(kind):
+    config = cfg.Config()
+    config.data.clients = 5
+    return {"participation": kind.build(config, 3)}
+
+
 PARTS = {
+    **{f"server.{n}": partial(served, of) for n, of in cfg.SERVERS.items()},
     **{
-        f"server.{n}": lambda make=make: {"server": make(cfg.Server())}
-        for n, make in SERVERS.items()
+        f"schedule.{n}": pruned(of.build(SCHEDULED))
+        for n, of in cfg.SCHEDULES.items()
+        if of.build(SCHEDULED)
     },
-    **{f"schedule.{n}": pruned(make(SCHEDULED)) for n, make in SCHEDULES.items()},
     **{f"scope.{scope}": pruned(fp.prune.one_shot(0.5, 0), scope=scope) for scope in SCOPES},
     "structured": lambda: {
         "pruner": fp.prune.structured(fp.prune.one_shot(0.25, 0), fp.prune.chain)
     },
-    **{f"cohort.{n}": lambda make=make: {"participation": make()} for n, make in CHOSEN.items()},
+    **{f"cohort.{n}": partial(chosen, of) for n, of in cfg.SELECTIONS.items()},
+    "cohort.full": lambda: {"participation": fp.server.full(5)},
     "feddst": sparse_training,
     "prunefl": reporting,
     "scaffold": lambda: scaffold.stages(WIDE, 5, 0.1, 4, 2),
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize(
+    "name", some(PARTS, {"server.adam", "schedule.iterative", "structured", "feddst"})
+)
 def test_every_stage_keeps_the_contract(name):
     """As for uplinks: all is well; nobody's channel is good enough; nobody has examples.
 

@@ -404,15 +404,16 @@ def test_protection_with_a_limit():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"uplink.code": "spiral", "uplink.repeats": 2}, "uplink.code='spiral': must be repet"),
-        ({"uplink.link": "ideal", "uplink.repeats": 2}, "uplink.repeats=2: must be 1"),
         (
-            {"uplink.link": "analog", "uplink.code": "spiral", "uplink.repeats": 3},
-            "uplink.repeats=3",
+            {"uplink.link": "analog", "uplink.analog.code": "spiral", "uplink.analog.repeats": 3},
+            "uplink.analog.repeats=3",
         ),
-        ({"uplink.bitstream": "entropy"}, "uplink.bitstream='entropy'"),
+        ({"uplink.orthogonal.bitstream": "entropy"}, "uplink.orthogonal.bitstream='entropy'"),
         ({"uplink.link": "analog", "uplink.fading": "rician"}, "uplink.fading='rician'"),
-        ({"downlink.code": "spiral", "downlink.repeats": 6}, "downlink.repeats=6"),
+        (
+            {"downlink.analog.code": "spiral", "downlink.analog.repeats": 6},
+            "downlink.analog.repeats=6",
+        ),
         ({"downlink.link": "analog", "edges.servers": 2}, "downlink.link='analog'"),
         ({"pruning.granularity": "unit", "pruning.layers": "dense"}, "pruning.layers='dense'"),
         ({"pruning.granularity": "unit", "pruning.scope": "own"}, "pruning.granularity='unit'"),
@@ -437,11 +438,11 @@ def test_the_configuration_reaches_both_directions():
         "pruning.start": 0,
         "pruning.ratio": 0.5,
         "uplink.link": "analog",
-        "uplink.code": "spiral",
-        "uplink.repeats": 4,
+        "uplink.analog.code": "spiral",
+        "uplink.analog.repeats": 4,
         "uplink.fading": "none",
         "downlink.link": "analog",
-        "downlink.repeats": 3,
+        "downlink.analog.repeats": 3,
         "model.name": "mlp",
     }
     config = cfg.override(cfg.Config(), values)

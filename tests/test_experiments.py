@@ -289,11 +289,11 @@ def test_words_of_a_command_line(tmp_path):
     flags = tmp_path / "flags"
     flags.write_text("--config.local.lr=0.3\n")
     words = ["run", "--workdir", "a b", "--config.uplink.snr_db", "-5", "--fresh", "single:tiny"]
-    given = parse.parse([*words, f"--flagfile={flags}", "--config.model.hidden=8,"], run.define)
+    given = parse.parse([*words, f"--flagfile={flags}", "--config.model.mlp.hidden=8,"], run.define)
     assert given.experiment.given() == "single:tiny"
     assert (given.values.workdir, given.values.fresh) == ("a b", True)
     c = given.config
-    assert (c.uplink.snr_db, c.local.lr, c.model.hidden) == (-5.0, 0.3, (8,))
+    assert (c.uplink.snr_db, c.local.lr, c.model.mlp.hidden) == (-5.0, 0.3, (8,))
     for word in ("--config=single:tiny", "-config=single:tiny"):
         assert parse.parse(["run", word], run.define).config.variant == "tiny"
     with pytest.raises(parse.UsageError, match="Missing value for flag --workdir"):

@@ -20,7 +20,7 @@ def cross_entropy(w, x, y):
 
 @pytest.mark.slow
 def test_measured_constants(monkeypatch):
-    small = {"data.clients": 4, "edges.servers": 2, "model.name": "mlp", "model.hidden": (6,)}
+    small = {"data.clients": 4, "edges.servers": 2, "model.name": "mlp", "model.mlp.hidden": (6,)}
     small |= {"local.batch": 5, "local.steps": 2}
     few = data.first(data.load("fashion_mnist_10k"), 120)
     network = models.mlp((6,))

@@ -292,7 +292,9 @@ def test_schedules_count_cloud_rounds():
 def test_configuration_reaches_the_allocation():
     """25 devices of hfl_adaptive: in time with allocated pruning, late and unpruned without."""
     config = hfl_adaptive.get_config("fast")
-    network = fp.models.cnn(config.model.filters, config.model.kernel, config.model.hidden)
+    network = fp.models.cnn(
+        config.model.cnn.filters, config.model.cnn.kernel, config.model.cnn.hidden
+    )
 
     def slowest(**values):
         changed = cfg.override(config, {k.replace("__", "."): v for k, v in values.items()})
@@ -302,15 +304,15 @@ def test_configuration_reaches_the_allocation():
         return float(air.state[0].seconds.max()), np.asarray(air.ratio), air.state[0]
 
     for limit in (0.025, 0.04):
-        seconds, ratio, _ = slowest(uplink__time_limit=limit)
+        seconds, ratio, _ = slowest(uplink__ofdma__time_limit=limit)
         np.testing.assert_allclose(seconds, limit, rtol=1e-5)
         assert ratio.min() > 0
-    seconds, ratio, _ = slowest(uplink__scheme="unpruned", pruning__schedule="none")
+    seconds, ratio, _ = slowest(uplink__ofdma__scheme="unpruned", pruning__schedule="none")
     assert seconds > 0.04
     assert not ratio.any()
     # What P2 prints. Here no limit binds, so its closed form is the optimum.
     _, best, _ = slowest()
-    _, ratio, _ = slowest(uplink__scheme="printed")
+    _, ratio, _ = slowest(uplink__ofdma__scheme="printed")
     np.testing.assert_allclose(ratio, best, rtol=1e-4)
     # One band for 25 devices is too little: all prune what they may, and end together.
     seconds, ratio, device = slowest(uplink__bands="shared")
@@ -331,9 +333,9 @@ TIERS = {
     "pruning.start": 1,
     "edges.servers": 3,
     "edges.rounds": 2,
-    "edges.cloud_snr_db": 15.0,
-    "edges.cloud_power": 0.3,
-    "edges.cloud_bandwidth": 2e5,
+    "edges.orthogonal.snr_db": 15.0,
+    "edges.orthogonal.power": 0.3,
+    "edges.orthogonal.bandwidth": 2e5,
 }
 
 
@@ -347,7 +349,11 @@ def test_configuration_bills_the_cloud(rate, bits):
     biases = sum(math.prod(shape) for shape in shapes if len(shape) == 1)
 
     def bill(cloud, uplink):
-        changes = {"edges.cloud": cloud, "edges.cloud_rate": rate, "edges.cloud_value_bits": bits}
+        changes = {
+            "edges.cloud": cloud,
+            "edges.orthogonal.rate": rate,
+            "edges.orthogonal.value_bits": bits,
+        }
         config = cfg.override(cfg.Config(), {**TIERS, **changes, "uplink.link": uplink})
         cfg.validate(config)
         algorithm = build_stages.algorithm(config, MODEL, layout)

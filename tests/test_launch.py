@@ -29,7 +29,7 @@ SMALL = [
     "--config.local.steps=1",
     "--config.local.batch=4",
     "--config.model.name=mlp",
-    "--config.model.hidden=8,",
+    "--config.model.mlp.hidden=8,",
     "--config.pruning.start=1",
     "--config.pruning.every=1",
     "--config.pruning.steps=3",
@@ -144,7 +144,7 @@ def test_a_network_that_has_no_room_is_refused():
     """Before there is a directory: a plan touches no file of a run."""
     config = single.get_config("tiny")
     for hidden, says in (((999_999,) * 2, "GiB of memory"), ((60_000,) * 2, "fewer than 2^31")):
-        changed = cfg.override(config, {"model.hidden": hidden})
+        changed = cfg.override(config, {"model.mlp.hidden": hidden})
         with pytest.raises(cfg.ConfigError, match=f"^model.name='mlp': .*{re.escape(says)}"):
             experiment.plan(changed, single.arms(changed))
 
@@ -380,10 +380,10 @@ def test_fresh_and_resumed_from_another_run(unbroken, tmp_path):
     assert (workdir / "old" / "1" / "report.md").read_bytes() == (
         unbroken / "report.md"
     ).read_bytes()
-    result = launch(*asked, f"--resume_from={unbroken}", "--fresh", "--config.model.kernel=5")
+    result = launch(*asked, f"--resume_from={unbroken}", "--fresh", "--config.model.cnn.kernel=5")
     assert result.returncode == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert "model.kernel was 3, is 5, but only these may differ: variant, " in line
+    assert "model.cnn.kernel was 3, is 5, but only these may differ: variant, " in line
     assert not (workdir / "old" / "2").exists()
 
 
@@ -391,7 +391,8 @@ def test_help_on_the_configuration():
     result = launch(CONFIG, "--help_config", "--config.uplink.snr_db=7")
     assert result.returncode == 0, result.stderr
     assert (
-        "\n  uplink.snr_db = 7.0 dB\n    P / no, no per complex symbol. Must be " in result.stdout
+        "\n  uplink.snr_db = 7.0 dB\n    P / no, no per complex symbol (not: ofdma). Must be "
+        in result.stdout
     )
     assert "\n  participation = ('full', 'half')\n" in result.stdout
 

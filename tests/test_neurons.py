@@ -144,7 +144,7 @@ def test_configuration():
         train = jax.jit(build.local_update(changed, network))
         held = train(jax.random.key(0), jnp.int32(0), params, None, clients.client(0)).held
         assert int(held["Dense_0"]["bias"].sum()) == width
-        assert build.pruner(changed.pruning, build.STRUCTURES[changed.model.name]) is None
+        assert build.pruner(changed.pruning, prune.chain) is None
     with pytest.raises(cfg.ConfigError, match=r"granularity='neuron': must come with"):
         cfg.validate(config(run__evaluate="pruned"))
 

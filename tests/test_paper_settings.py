@@ -56,7 +56,7 @@ P0_ROWS = [
     *rows(*P0, "P0 IV-A, IV-B", ratios=(0.3, 0.5, 0.7, 0.9), client_ratios=(0.3, 0.5, 0.7, 0.9)),
     Row(*P0, "P0 IV: IMP and OSP at each PIU", "methods", {"one-shot-own", "iterative-own"},
         of=lambda methods: {m for m in methods if m.endswith("-own")}),
-    Row(*P0, "P0 IV: ResNet18, which has batch norm", "model.norm", "batch", "group",
+    Row(*P0, "P0 IV: ResNet18, which has batch norm", "model.resnet.norm", "batch", "group",
         "P0 does not say what becomes of running statistics in a federation"),
 ]  # fmt: skip
 P2_ROWS = [
@@ -65,27 +65,31 @@ P2_ROWS = [
     for row in rows(
         study, "paper", "P2 VI, Table II", data__name="fashion_mnist", data__partition="iid",
         data__examples=50_000, data__clients=25, edges__servers=5, edges__rounds=5,
-        model__name="cnn", model__filters=(32, 64), model__hidden=(8,), local__optimizer="sgd",
+        model__name="cnn", model__cnn__filters=(32, 64), model__cnn__hidden=(8,),
+        local__optimizer="sgd",
         local__lr=0.001, local__batch=128, local__steps=10, local__clip=0.0, run__rounds=10,
         pruning__scope="own", pruning__importance="change", pruning__layers="dense",
-        pruning__rewind="yes", uplink__division="holders", cohort__weighting="plain",
+        pruning__rewind=True, uplink__division="holders", cohort__weighting="plain",
     )
 ] + rows(
     "hfl_adaptive", "paper", "P2 Table II, (9), (25)-(27)", uplink__power=WATT_28_DBM,
-    uplink__bandwidth=20e6, uplink__frequency=3e9, uplink__noise=WATT_MINUS_110_DBM,
-    uplink__value_bits=64, uplink__time_limit=0.03, uplink__bill_warm_up="no",
-    uplink__noise_of="band", uplink__payload="values",
+    uplink__bandwidth=20e6, uplink__ofdma__frequency=3e9,
+        uplink__ofdma__noise=WATT_MINUS_110_DBM,
+    uplink__ofdma__value_bits=64, uplink__ofdma__time_limit=0.03, uplink__ofdma__bill_warm_up=False,
+    uplink__ofdma__noise_of="band", uplink__ofdma__payload="values",
 )  # fmt: skip
 P4_ROWS = [
     *rows(
         "personalization", "paper", "P4 V", data__name="fashion_mnist", data__clients=10,
-        data__partition="label_k", model__name="cnn", model__filters=(32, 64),
-        model__hidden=(128,), local__lr=0.001, personal__lr=0.001, local__batch=128,
+        data__partition="label_k", model__name="cnn", model__cnn__filters=(32, 64),
+        model__cnn__hidden=(128,), local__lr=0.001, personal__lr=0.001, local__batch=128,
         local__optimizer="sgd", local__clip=0.0, personal__method="alternating",
         personal__layers=("Conv",), pruning__layers="dense", pruning__importance="change",
-        pruning__rewind="yes", uplink__division="holders", cohort__weighting="plain",
-        uplink__power=WATT_28_DBM, uplink__frequency=3e9, uplink__noise=WATT_MINUS_110_DBM,
-        uplink__value_bits=32, uplink__time_limit=0.025, uplink__bill_warm_up="yes",
+        pruning__rewind=True, uplink__division="holders", cohort__weighting="plain",
+        uplink__power=WATT_28_DBM,
+        uplink__ofdma__frequency=3e9, uplink__ofdma__noise=WATT_MINUS_110_DBM,
+        uplink__ofdma__value_bits=32, uplink__ofdma__time_limit=0.025,
+        uplink__ofdma__bill_warm_up=True,
     ),
     Row("personalization", "paper", "P4 V", "uplink.bandwidth", 20e6, 320e6,
         "with FC layers of width 128 the weights alone take 140 ms of 20 MHz, without path loss"),
@@ -96,21 +100,23 @@ def airnet_rows(study: str, variant: str) -> list[Row]:
     """P3's recipe, section VII-A, which holds for all figures."""
     found = rows(
         study, variant, "P3 IV, VII-A", local__optimizer="momentum", local__momentum=0.9,
-        local__clip=0.0, local__weight_decay=0.0, teacher_rate="same", restart="yes",
+        local__clip=0.0, local__weight_decay=0.0, teacher_rate="same", restart=True,
         pruning__granularity="unit", test_images=10_000,
     )  # fmt: skip
     found.append(
-        Row(study, variant, "P3 IV-A: each parameter is a symbol", "downlink.packing", "real",
-            "complex", "P3 sends vectors of C^b; with one real a symbol the SNR is 3 dB higher")
+        Row(study, variant, "P3 IV-A: each parameter is a symbol", "downlink.analog.packing",
+        "real",
+        "complex", "P3 sends vectors of C^b; with one real a symbol the SNR is 3 dB higher")
     )  # fmt: skip
     if variant == "paper":
         return found + rows(
             study, variant, "P3 VII-A", data__name="cifar10", model__name="vgg16",
-            model__hidden=(512, 512), local__lr=0.01, resize=0,
+            model__vgg16__hidden=(512, 512), local__lr=0.01, resize=0,
         )  # fmt: skip
     return found + rows(
         study, variant, "P3 VII-A, ResNet-34", data__name="tiny_imagenet", model__name="resnet34",
-        model__norm="batch", model__stem="large", local__lr=0.001, resize=256, crop=224,
+        model__resnet__norm="batch", model__resnet__stem="large", local__lr=0.001,
+        resize=256, crop=224,
     )  # fmt: skip
 
 

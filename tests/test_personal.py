@@ -377,7 +377,7 @@ def small(**changed):
     """P4's algorithm in small: five clients, of whom three take part, on two devices."""
     config = personalization.get_config("fast")
     values = {
-        "data.clients": 5, "cohort.size": 3, "model.name": "mlp", "model.hidden": (8,),
+        "data.clients": 5, "cohort.size": 3, "model.name": "mlp", "model.mlp.hidden": (8,),
         "personal.layers": ("Dense_0",), "local.steps": 1, "personal.steps": 1, "local.batch": 4,
         "run.rounds": 4, "run.seeds": 1, "run.save_every": 2, "mesh.devices": 2,
     }  # fmt: skip
@@ -481,7 +481,7 @@ def test_interrupted_run_ends_like_an_unbroken_one(tmp_path, monkeypatch):
 
 def test_the_configuration_reaches_the_stages():
     """Table I's setting at width 8: the link has the work that latency_tables fits to it."""
-    values = {"model.filters": (32, 64), "model.hidden": (8,), "uplink.cycles": 20.0}
+    values = {"model.cnn.filters": (32, 64), "model.cnn.hidden": (8,), "uplink.ofdma.cycles": 20.0}
     values |= {"local.steps": 10, "personal.steps": 10, "data.clients": 10, "cohort.size": 0}
     values |= {"model.name": "cnn", "personal.layers": ("Conv",)}
     config = small(**values)

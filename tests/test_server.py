@@ -8,7 +8,6 @@ import pytest
 from problems import federation, outcome
 
 import fedprune as fp
-from fedprune import build
 from fedprune import config as cfg
 from fedprune.types import Model, Trained
 
@@ -101,20 +100,23 @@ def test_adam_is_fedadam(devices):
 def test_statistics_take_the_mean_update_as_it_is(name):
     """Whatever the optimizer and its learning rate: 1 + 4 × 0.25."""
     config = cfg.Server(optimizer=name, lr=LR)
-    params, _ = run(build.SERVERS[name](config))
+    params, _ = run(cfg.SERVERS[name].build(config))
     np.testing.assert_allclose(params["norm"]["statistics"]["mean"], 2.0, rtol=1e-6)
 
 
 def test_servers_of_the_configuration():
     """Each name with the configuration's numbers, which may be traced."""
     fields = {path: field for path, field, _ in cfg.fields(cfg.Config())}
-    assert set(fields["server.optimizer"].metadata["choices"]) == set(build.SERVERS)
+    assert set(fields["server.optimizer"].metadata["choices"]) == set(cfg.SERVERS)
     momenta = jnp.array([0.0, 0.6, 0.9])
     sizes = np.asarray(federation(CLIENTS).size, np.float64)
     share = sizes / sizes.sum()
 
     def final(name, momentum):
-        server = build.SERVERS[name](cfg.Server("", LR, momentum, 0.95, 1e-2))
+        asked = cfg.Server(lr=LR)
+        asked.momentum.beta = asked.adam.b1 = momentum
+        asked.adam.b2, asked.adam.epsilon = 0.95, 1e-2
+        server = cfg.SERVERS[name].build(asked)
         w = jnp.asarray(START)
         state = server.init(w)
         for _ in range(ROUNDS):
@@ -125,7 +127,7 @@ def test_servers_of_the_configuration():
     with jax.numpy_dtype_promotion("standard"):
         found = {
             name: jax.vmap(lambda momentum, name=name: final(name, momentum))(momenta)
-            for name in build.SERVERS
+            for name in cfg.SERVERS
         }
     for i, momentum in enumerate(np.asarray(momenta, np.float64)):
         expected = {

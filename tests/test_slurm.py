@@ -223,7 +223,11 @@ def test_one_job_of_two_processes(cluster, tmp_path):
     command = [sys.executable, "-m", "launch.main", "--config=experiments/ota_pruning.py:fast"]
     command += ["--config.mesh.devices=2", "--config.mesh.reduction=strict"]
     if not whole:
-        command += ["--config.model.name=mlp", "--config.model.hidden=8,", "--config.run.seeds=1"]
+        command += [
+            "--config.model.name=mlp",
+            "--config.model.mlp.hidden=8,",
+            "--config.run.seeds=1",
+        ]
         command += ["--config.local.steps=1", "--config.local.batch=4", "--config.ratios=0.9,"]
     together, alone = (tmp_path / name for name in ("together", "alone"))
     step = ["srun", "--ntasks=2", "--cpus-per-task=1", "--mpi=none", "--kill-on-bad-exit=1"]

@@ -24,7 +24,8 @@ FILES = {
 def nothing_installed(monkeypatch, tmp_path):
     """No set from this machine: neither the environment's nor Debian's."""
     monkeypatch.delenv("FEDPRUNE_DATA", raising=False)
-    monkeypatch.setattr(sources, "_DEBIAN", {"fashion_mnist": tmp_path / "debian"})
+    elsewhere = sources.SOURCES["fashion_mnist"]._replace(package=tmp_path / "debian")
+    monkeypatch.setitem(sources.SOURCES, "fashion_mnist", elsewhere)
 
 
 def idx(array) -> bytes:
@@ -332,7 +333,7 @@ def test_unknown_name(tmp_path, name):
     write_set(tmp_path / "mnist", arrays())
     message = not_loaded(name, tmp_path)
     assert repr(name) in message
-    assert all(known in message for known in data.NAMES)
+    assert all(known in message for known in data.SOURCES)
 
 
 # Embedded -----

@@ -52,7 +52,7 @@ GRID = "uplink.snr_db=0,10 ratio=0.3,0.9 seed=0:2"
         ("ratio=1e-3 seed=0:3", {"pruning.ratio": (0.001,), "run.seed": (0, 1, 2)}),
         ("run.seed=7,0:2,12", {"run.seed": (7, 0, 1, 12)}),
         ("uplink.snr_db=-1:2", {"uplink.snr_db": (-1.0, 0.0, 1.0)}),
-        ("hidden=[8],[8,16],4", {"model.hidden": ((8,), (8, 16), (4,))}),
+        ("hidden=[8],[8,16],4", {"model.mlp.hidden": ((8,), (8, 16), (4,))}),
         ("  uplink.link=ideal,over_the_air ", {"uplink.link": ("ideal", "over_the_air")}),
     ],
 )
@@ -68,7 +68,7 @@ def test_grammar(text, found):
     [
         ("pruning.rate=0.5", "no such field (did you mean pruning.ratio?)"),
         ("snr=1", "snr: there is no such field (did you mean snr_db?)"),
-        ("snr_db=1", "snr_db: is ambiguous, must be one of uplink.snr_db, downlink.snr_db"),
+        ("lr=1", "lr: is ambiguous, must be one of local.lr, server.lr"),
         ("variant=fast,tiny", "variant: cannot be swept, it is a label of the experiment"),
         ("ratio", "'ratio': must be FIELD=VALUE,VALUE,..."),
         ("ratio=", "pruning.ratio='': must be a number"),
@@ -112,8 +112,8 @@ def test_names_are_fit_for_folders():
 
 def test_arguments_are_read_as_the_same_values():
     """By the launcher's own parser, for a field of every kind."""
-    values = {"uplink.snr_db": 1 / 3, "run.seed": 3, "model.hidden": (8,), "model.name": "mlp"}
-    values |= {"model.filters": (4, 6), "local.lr": 1e-7}
+    values = {"uplink.snr_db": 1 / 3, "run.seed": 3, "model.mlp.hidden": (8,), "model.name": "mlp"}
+    values |= {"model.cnn.filters": (4, 6), "local.lr": 1e-7}
     arguments = [grid.argument(path, value) for path, value in values.items()]
     given = parse.parse(["run", "--config=experiments/single.py:tiny", *arguments], run.define)
     found = {path: value for path, _, value in cfg.fields(given.config)}
@@ -216,7 +216,7 @@ class Mine(Config):
 
 def get_config(variant="small"):
     config = Mine(variant=variant)
-    config.data.clients, config.model.name, config.model.hidden = 4, "mlp", (8,)
+    config.data.clients, config.model.name, config.model.mlp.hidden = 4, "mlp", (8,)
     config.local.steps, config.local.batch, config.run.rounds = 1, 8, 2
     return config
 
@@ -511,9 +511,9 @@ def test_a_grid_may_be_extended_and_not_changed(tmp_path):
     sweep._same_or_larger(old, asked(tmp_path, "hidden=[4],[8],[8,16] seed=0:9"))
     other = cfg.override(CONFIG, {"local.lr": 0.3})
     for new, says in (
-        (asked(tmp_path, "hidden=[8] seed=0:2"), r"model.hidden had 8\+16 there, too"),
+        (asked(tmp_path, "hidden=[8] seed=0:2"), r"model.mlp.hidden had 8\+16 there, too"),
         (asked(tmp_path, "hidden=[8],[8,16] seed=1:3"), "run.seed had 0 there, too"),
-        (asked(tmp_path, "hidden=[8],[8,16]"), "its fields are model.hidden, run.seed"),
+        (asked(tmp_path, "hidden=[8],[8,16]"), "its fields are model.mlp.hidden, run.seed"),
         (asked(tmp_path, "hidden=[8],[8,16] seed=0:2", other), "local.lr was 0.1, is 0.3"),
     ):
         with pytest.raises(Exception, match=f"belongs to another sweep .*{says}") as error:

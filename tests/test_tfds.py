@@ -31,7 +31,8 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def nothing_installed(monkeypatch, tmp_path):
     monkeypatch.delenv("FEDPRUNE_DATA", raising=False)
-    monkeypatch.setattr(sources, "_DEBIAN", {"fashion_mnist": tmp_path / "debian"})
+    elsewhere = sources.SOURCES["fashion_mnist"]._replace(package=tmp_path / "debian")
+    monkeypatch.setitem(sources.SOURCES, "fashion_mnist", elsewhere)
 
 
 def arrays(name, seed=0):

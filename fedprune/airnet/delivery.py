@@ -80,7 +80,7 @@ def _receive(lab: Lab, fading: str, family: str, best: bool, single: bool) -> Ca
     def receive(values: Mapping[str, Any]) -> Callable:
         gamma = None if best else values["gamma"]
         protection = link.Protection(values["repeats"], family, LARGEST[family], gamma)
-        down = link.analog(values["snr"], protection, lab.config.downlink.packing, fading)
+        down = link.analog(values["snr"], protection, lab.config.downlink.analog.packing, fading)
 
         def at_receiver(key: jax.Array, params: Any, mask: Any) -> Any:
             if not single:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedprune import build, data, link, local, mesh, rng
+from fedprune import config as cfg
 from fedprune.airnet.settings import SILENT, AirNet
 from fedprune.config import ConfigError
 from fedprune.types import Model
@@ -56,7 +57,7 @@ class Lab:
         self.config = c = config
         self.folder = folder / "nets"
         self.folder.mkdir(parents=True, exist_ok=True)
-        dataset = data.load(c.data.name, c.data.dir or None, download=c.data.download == "yes")
+        dataset = data.load(c.data.name, c.data.dir or None, download=c.data.download)
         if c.data.examples:
             dataset = data.first(dataset, c.data.examples)
         self.model = _network(c, dataset)
@@ -67,7 +68,7 @@ class Lab:
         self.train_set, test = data.federate(dataset, parts)
         every = max(1, test.labels.shape[0] // c.test_images)
         self.test = test._replace(examples=test.examples[::every], labels=test.labels[::every])
-        self.structure = build.STRUCTURES[c.model.name]
+        self.structure = cfg.NETWORKS[c.model.name].structure
         self.shapes = jax.eval_shape(self.model.init, jax.random.key(0))
         self.weights = sum(leaf.size for leaf in jax.tree.leaves(self.shapes))
         self.layers = link.layer_names(self.shapes)
@@ -99,7 +100,7 @@ class Lab:
 
     def reals(self, uses: float) -> int:
         """Real symbols in so many channel uses."""
-        return int(uses * (2 if self.config.downlink.packing == "complex" else 1))
+        return int(uses * (2 if self.config.downlink.analog.packing == "complex" else 1))
 
     def share_of(self, uses: float) -> float:
         """Of the weights, such that they fit into so many channel uses."""

@@ -41,7 +41,7 @@ def _sensitivity(lab: Lab, how: str) -> Callable:
                 key, lambda v: losses(v).mean(), layers, "la", "lanczos", products=c.products
             )
         else:
-            sent = link.deviations(params, mask, 1, snr_db, c.downlink.packing)
+            sent = link.deviations(params, mask, 1, snr_db, c.downlink.analog.packing)
             found = coding.loss_sensitivity(key, losses, layers, list(sent), 4)
         return jnp.stack(found)
 

@@ -75,12 +75,11 @@ class AirNet(Config):
         " makes gradients larger; or the same as without",
         choices=("divided", "same"),
     )
-    restart: str = spec(
-        "no",
+    restart: bool = spec(
+        False,
         "whether the learning rate runs through its schedule after every pruning step, in"
         " pruning.every rounds, which are also the length of a stage without pruning; or once in"
         " run.rounds, the length of every stage",
-        choices=("no", "yes"),
     )
     resize: int = spec(
         0, "pixels to which images are resized (bilinear); 0: as they are", low=0, high=4096
@@ -132,20 +131,22 @@ def setting(
     if variant not in snrs_db:
         allowed = ", ".join(snrs_db)
         raise ConfigError(f"variant {variant!r} of {experiment}: must be one of {allowed}")
-    c = kind(experiment=f"experiments.{experiment}", variant=variant)
+    c = kind(experiment=experiment, variant=variant)
     c.snrs_db = tuple(map(float, snrs_db[variant]))
     c.data.clients, c.uplink.link = 1, "ideal"
-    c.model.filters, c.model.hidden = (8, 16, 32), (32,)
-    c.local.lr, c.local.steps = 0.02, 100
-    c.local.schedule, c.local.schedule_end = "cosine", 0.1
+    c.downlink.link = "analog"
     c.pruning.schedule, c.pruning.granularity = "iterative", "unit"
     c.pruning.start, c.pruning.every, c.pruning.steps = 0, 2, 4
     c.pruning.distribution = "layer"
     c.run.rounds = c.run.every = 12
+    if variant in (VGG, RESNET):
+        _recipe(c, variant)
+        return c
+    c.model.cnn.filters = (8, 16, 32)
+    c.local.lr, c.local.steps = 0.02, 100
+    c.local.schedule, c.local.schedule_end = "cosine", 0.1
     if variant == "full":
         c.data.name, c.local.steps, c.test_images = "fashion_mnist", 1000, 10_000
-    elif variant in (VGG, RESNET):
-        _recipe(c, variant)
     return c
 
 
@@ -153,14 +154,14 @@ def _recipe(c: AirNet, variant: str) -> None:
     """P3 section VII-A. A round has 30 epochs, so the learning rate falls between two rounds."""
     c.local.batch, c.local.steps, c.local.epochs = 128, 0, 30
     c.local.schedule, c.local.schedule_factor = "step", 0.1
-    c.teacher_rate, c.restart = "same", "yes"
+    c.teacher_rate, c.restart = "same", True
     if variant == VGG:
-        c.data.name, c.model.name, c.model.hidden = "cifar10", "vgg16", (512, 512)
+        c.data.name, c.model.name, c.model.vgg16.hidden = "cifar10", "vgg16", (512, 512)
         c.local.lr, c.local.schedule_every, c.pruning.every = 0.01, 1, 2
         c.uses = 1_200_000
     else:
-        c.data.name, c.model.name, c.model.stem = "tiny_imagenet", "resnet34", "large"
-        c.model.norm, c.resize, c.crop = "batch", 256, 224
+        c.data.name, c.model.name, c.model.resnet.stem = "tiny_imagenet", "resnet34", "large"
+        c.model.resnet.norm, c.resize, c.crop = "batch", 256, 224
         c.local.lr, c.local.schedule_every, c.pruning.every = 0.001, 2, 3
         c.uses = 4_500_000
     c.pruning.steps = 5

@@ -20,7 +20,6 @@ weight are traced, and masks keep shapes.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedprune import build, link, local, prune, run, server
+from fedprune import config as cfg
+from fedprune import link, local, prune, run, server
 from fedprune import round as rounds
 from fedprune.airnet.lab import Kept, Lab, Net, joined
 from fedprune.airnet.settings import SILENT, TEMPERATURE, AirNet
@@ -37,13 +37,13 @@ from fedprune.types import Pruner, Reception
 
 def course(c: AirNet) -> int:
     """Rounds in which the learning rate runs through its schedule once."""
-    return c.pruning.every if c.restart == "yes" else c.run.rounds
+    return c.pruning.every if c.restart else c.run.rounds
 
 
 def decay(c: AirNet) -> local.Decay | None:
     """The factor on the learning rate of every round of a stage."""
     length = course(c)
-    once = build.DECAYS[c.local.schedule](c.local, length)
+    once = cfg.DECAYS[c.local.schedule].build(c.local, length)
     if once is None or length == c.run.rounds:
         return once
     return lambda t: once(t % length)
@@ -172,7 +172,7 @@ def _round(lab: Lab, values: Mapping[str, Any], kind: str, fading: str) -> round
     if c.teacher_rate == "divided":
         # The teacher's part makes the loss, and so its gradient, larger by this factor.
         lr = lr / (1.0 + TEMPERATURE**2 * values["distil"])
-    optimizer = build.OPTIMIZERS[c.local.optimizer](dataclasses.replace(c.local, lr=lr))
+    optimizer = cfg.OPTIMIZERS[c.local.optimizer].build(c.local, lr)
     teacher = local.distillation(lab.model, values["teacher"], TEMPERATURE, values["distil"])
     return rounds.build(
         local=local.sgd(
@@ -205,7 +205,7 @@ def _reception(c: AirNet, values: Mapping[str, Any], kind: str, fading: str) -> 
         of = local.interpolated(values["low"], values["high"], values["bend"])
     else:
         of = lambda params, snr: params
-    noise = link.injection(snr_db, values["repeats"], c.downlink.packing, fading, of)
+    noise = link.injection(snr_db, values["repeats"], c.downlink.analog.packing, fading, of)
 
     def receive(key: jax.Array, number: jax.Array, params: Any, mask: Any) -> Any:
         return noise(key, number, params, mask["low"] if kind == "pair" else mask)

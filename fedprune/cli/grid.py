@@ -23,6 +23,7 @@ from fedprune import config as cfg
 Grid = Mapping[str, Sequence[Any]]
 """dotted path of a field -> its values"""
 
+BOOLEANS = {"true": True, "false": False}
 LARGEST = 10_000
 """trials of a sweep"""
 LONGEST = 150
@@ -51,7 +52,7 @@ def parse(text: str, config: cfg.Config) -> Grid:
         word, equals, listed = part.partition("=")
         if not equals:
             raise cfg.ConfigError(f"--grid: {part!r}: must be FIELD=VALUE,VALUE,...")
-        path = _path(word, known)
+        path = _path(word, known, config)
         if path in grid:
             raise cfg.ConfigError(f"--grid: {path} is there twice")
         values = [
@@ -67,11 +68,16 @@ def parse(text: str, config: cfg.Config) -> Grid:
     return grid
 
 
-def _path(word: str, known: Mapping[str, Any]) -> str:
-    """The one field that has a name, or whose name ends with it."""
+def _path(word: str, known: Mapping[str, Any], config: cfg.Config) -> str:
+    """The one field that has a name, or whose name ends with it; of several those that mean
+    anything for the kinds that the configuration has chosen."""
     found = [path for path in known if path == word] or [
         path for path in known if path.endswith(f".{word}")
     ]
+    if len(found) > 1:
+        values = {path: value for path, _, value in cfg.fields(config)}
+        idle = {p for p, _, by, kinds in cfg.own_fields(config) if values[by] not in kinds}
+        found = [path for path in found if path not in idle] or found
     if not found:
         ends = [path.rpartition(".")[2] for path in known]
         close = cfg.suggestion(word, known) or cfg.suggestion(word, ends)
@@ -98,10 +104,10 @@ def _values(path: str, text: str, field: dataclasses.Field) -> Sequence[Any]:
         if single:
             if text == "" and kind is not str:
                 raise ValueError
-            return [kind(text)]
+            return [BOOLEANS[text] if kind is bool else kind(text)]
         inside = text[1:-1] if text.startswith("[") and text.endswith("]") else text
         return [tuple(kind(v) for v in inside.split(",") if v)]
-    except ValueError:
+    except (ValueError, KeyError):
         raise cfg.ConfigError(f"{path}={text!r}: must be {cfg.describe(field)}") from None
 
 
@@ -128,6 +134,8 @@ def written(value: Any) -> str:
     """A value as short as it can be without losing digits; a list's elements joined by +."""
     if isinstance(value, tuple):
         return "+".join(map(written, value)) or "none"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float):
         short = f"{value:g}"
         return short if float(short) == value else repr(value)
@@ -138,7 +146,7 @@ def argument(path: str, value: Any) -> str:
     """The launcher's argument that sets a field."""
     if isinstance(value, tuple):
         return f"--config.{path}={','.join(map(str, value))}" + ("," if len(value) == 1 else "")
-    return f"--config.{path}={value}"
+    return f"--config.{path}={written(value) if isinstance(value, bool) else value}"
 
 
 def check(config: cfg.Config, grid: Grid, arms: Callable[[Any], Sequence[cfg.Arm]]) -> None:
@@ -158,7 +166,7 @@ def check(config: cfg.Config, grid: Grid, arms: Callable[[Any], Sequence[cfg.Arm
         try:
             cfg.validate(changed)
             found = arms(changed)
-            cfg.validate_arms(changed, found)
+            cfg.validate_arms(changed, found, trial.values)
         except cfg.ConfigError as e:
             raise cfg.ConfigError(f"{e} (trial {trial.name})") from e
         if not found:

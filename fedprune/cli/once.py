@@ -154,7 +154,7 @@ def _open(job: Job, stack: contextlib.ExitStack) -> writer.RunDirectory | None:
         cfg.to_json(job.config),
         fresh=job.fresh,
         resume_from=job.source,
-        free=cfg.FREE,
+        free=cfg.resumable_paths(job.config),
         places=cfg.PLACES,
     )
     stack.enter_context(directory)

@@ -123,7 +123,8 @@ def _job(given: parse.Given) -> once.Job:
     )
     cfg.validate(config)
     arms = experiment.arms(config)
-    cfg.validate_arms(config, arms)
+    changed = [change.removeprefix("--config.").partition("=")[0] for change in given.changes]
+    cfg.validate_arms(config, arms, changed)
     return once.Job(experiment, config, arms, *folders, values.fresh, values.profile)
 
 

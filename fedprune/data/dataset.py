@@ -6,10 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import jax
 import numpy as np
-
-from fedprune import check
 
 LARGEST = 2.0**63
 """magnitude of the examples' numbers: the square of a difference of two is finite in float32"""
@@ -48,6 +45,8 @@ def first(dataset: Dataset, n: int) -> Dataset:
       TypeError: n is no whole number.
       DataError: n is below 1, or fewer are there.
     """
+    from fedprune import check
+
     check.whole("data.examples", n)
     there = len(dataset.y_train)
     if not 1 <= n <= there:
@@ -110,6 +109,8 @@ def _check_numbers(name: str, x: np.ndarray) -> None:
         raise DataError(f"{name} is {x.dtype}, but examples are integers or floats")
     low, high = -LARGEST, LARGEST
     if np.issubdtype(x.dtype, np.integer):
+        import jax  # with 64-bit types it keeps more
+
         kept = np.iinfo(jax.dtypes.canonicalize_dtype(x.dtype))
         low, high = kept.min, kept.max
         if np.iinfo(x.dtype).min >= low and np.iinfo(x.dtype).max <= high:

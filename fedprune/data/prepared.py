@@ -100,7 +100,7 @@ def prepare(name: str, data_dir: str | os.PathLike, read_idx: Callable[[Path], n
       DataError: TFDS is not installed, or the download failed.
     """
     if not installed():
-        raise DataError(f"data.download=yes: {name} needs pip install 'fedprune[tfds]'")
+        raise DataError(f"data.download=true: {name} needs pip install 'fedprune[tfds]'")
     from PIL import Image
 
     def idx_examples(self: Any, num_examples: int, data_path: Any, label_path: Any) -> Iterator:
@@ -142,7 +142,7 @@ def prepare(name: str, data_dir: str | os.PathLike, read_idx: Callable[[Path], n
         raise
     except Exception as e:  # the network's, the server's, the disk's and TFDS's own
         raise DataError(
-            f"data.download=yes: {name} could not be downloaded ({type(e).__name__}:"
+            f"data.download=true: {name} could not be downloaded ({type(e).__name__}:"
             f" {_one_line(e)}); put its raw files into {Path(data_dir, name)} instead"
         ) from e
 

@@ -23,9 +23,10 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,20 +44,67 @@ _IDX_FILES = {
     "x_test": "t10k-images-idx3-ubyte",
     "y_test": "t10k-labels-idx1-ubyte",
 }
-_DEBIAN = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
-_HOW = {
-    **dict.fromkeys(
-        ("fashion_mnist", "mnist"),
-        f"put {_IDX_FILES['x_train']}[.gz] and its three companions into $FEDPRUNE_DATA/{{name}}/",
+_IDX = f"put {_IDX_FILES['x_train']}[.gz] and its three companions into $FEDPRUNE_DATA/{{name}}/"
+
+
+class Source(NamedTuple):
+    """Where a dataset comes from: the line by which one is added."""
+
+    find: Callable[[str, Path | None], Place | None]
+    """(name, root) -> its raw files, or None if they are not there"""
+    how: str = ""
+    """how to get them"""
+    prepared: bool = False
+    """whether TFDS has it, prepared or to be downloaded"""
+    package: Path | None = None
+    """folder of Debian's package of the set"""
+
+
+Place = tuple[Any, Callable[[], dict[str, np.ndarray]]]
+"""(where, what reads the arrays x_train, y_train, x_test and y_test there, and groups if any)"""
+
+
+def _embedded(name: str, root: Path | None) -> Place:
+    return f"the package's {name}.npz", lambda: _read_embedded(name)
+
+
+def _idx(name: str, root: Path | None) -> Place | None:
+    folder = root / name if root else None
+    if folder and any(_idx_path(folder, stem) for stem in _IDX_FILES.values()):
+        return folder, lambda: _read_idx_folder(folder)
+    return None
+
+
+def _cifar(name: str, root: Path | None) -> Place | None:
+    found = cifar.folder(root / name) if root else None
+    return (found, lambda: cifar.read_folder(found)) if found else None
+
+
+def _tiny_imagenet(name: str, root: Path | None) -> Place | None:
+    found = tiny_imagenet.folder(root / name) if root else None
+    return (found, lambda: tiny_imagenet.read_folder(found)) if found else None
+
+
+def _bearing(name: str, root: Path | None) -> Place | None:
+    found = bearing.find(root) if root else None
+    return None if found is None else (found, lambda: bearing.read_file(found))
+
+
+SOURCES = {
+    "fashion_mnist_10k": Source(_embedded),
+    "fashion_mnist": Source(_idx, _IDX, True, Path("/usr/share/datasets/fashion-mnist")),
+    "mnist": Source(_idx, _IDX, True),
+    "cifar10": Source(
+        _cifar,
+        "put data_batch_1.bin and its five companions into $FEDPRUNE_DATA/{name}/"
+        f"{cifar.FOLDER}/",
+        True,
     ),
-    "cifar10": f"put data_batch_1.bin and its five companions into $FEDPRUNE_DATA/{{name}}/"
-    f"{cifar.FOLDER}/",
-    "tiny_imagenet": f"unpack its archive into $FEDPRUNE_DATA/{{name}}/{tiny_imagenet.FOLDER}/",
-    "bearing": f"put {bearing.FILE} into $FEDPRUNE_DATA/{{name}}/",
+    "tiny_imagenet": Source(
+        _tiny_imagenet, f"unpack its archive into $FEDPRUNE_DATA/{{name}}/{tiny_imagenet.FOLDER}/"
+    ),
+    "bearing": Source(_bearing, f"put {bearing.FILE} into $FEDPRUNE_DATA/{{name}}/"),
 }
-EMBEDDED = ("fashion_mnist_10k",)
-DOWNLOADABLE = ("fashion_mnist", "mnist", "cifar10")
-NAMES = (*EMBEDDED, *DOWNLOADABLE, "tiny_imagenet", "bearing")
 
 
 def load(
@@ -65,65 +113,49 @@ def load(
     """Loads a dataset by name.
 
     Args:
-      name: one of ``NAMES``.
+      name: one of ``SOURCES``.
       data_dir: where prepared TFDS sets or raw files lie; default ``$FEDPRUNE_DATA``.
       download: whether a set that is nowhere to be found may be downloaded into ``data_dir``
-        through TFDS; only those in ``DOWNLOADABLE``.
+        through TFDS; only those that TFDS has.
 
     Raises:
       DataError: unknown name, nothing found (with how to get it), a failed download, or a damaged
         file.
       PathError: ``data_dir`` is no path of this machine.
     """
-    if name not in NAMES:
-        raise DataError(f"data.name={name!r} is not one of {', '.join(NAMES)}")
+    if name not in SOURCES:
+        raise DataError(f"data.name={name!r} is not one of {', '.join(SOURCES)}")
     given = {"data.dir": data_dir, "$FEDPRUNE_DATA": os.environ.get("FEDPRUNE_DATA")}
     root = next((paths.local(where, place) for where, place in given.items() if place), None)
-    for source, read in _candidates(name, root):
-        log.info("%s: reading %s", name, source)
-        return _checked(name, str(source), read())
-    how = _HOW[name].format(name=name) + " (or give data.dir)"
-    how += ", or apt-get install dataset-fashion-mnist" if name in _DEBIAN else ""
+    for place, read in _candidates(name, root):
+        log.info("%s: reading %s", name, place)
+        return _checked(name, str(place), read())
+    source = SOURCES[name]
+    how = source.how.format(name=name) + " (or give data.dir)"
+    how += f", or apt-get install dataset-{source.package.name}" if source.package else ""
     if not download:
         raise DataError(f"data.name={name!r} was not found: {how}")
-    if name not in DOWNLOADABLE:
+    if not source.prepared:
         raise DataError(f"data.name={name!r} was not found and cannot be downloaded: {how}")
     if not root:
-        raise DataError(f"data.download=yes: give data.dir or $FEDPRUNE_DATA to keep {name} in")
+        raise DataError(f"data.download=true: give data.dir or $FEDPRUNE_DATA to keep {name} in")
     log.info("%s: downloading to %s", name, root)
     prepared.prepare(name, root, read_idx)
     builder = prepared.builder(name, root)
     return _checked(name, f"TFDS {builder.data_path}", prepared.read(builder))
 
 
-def _candidates(name: str, root: str | os.PathLike | None) -> Iterator:
-    if name in EMBEDDED:
-        yield f"the package's {name}.npz", lambda: _read_embedded(name)
-        return
-    if name == "bearing":
-        path = bearing.find(Path(root)) if root else None
-        if path is not None:
-            yield path, lambda: bearing.read_file(path)
-        return
-    if name == "tiny_imagenet":
-        unpacked = tiny_imagenet.folder(Path(root, name)) if root else None
-        if unpacked:
-            yield unpacked, lambda: tiny_imagenet.read_folder(unpacked)
-        return
-    builder = prepared.builder(name, root)
+def _candidates(name: str, root: Path | None) -> Iterator[Place]:
+    source = SOURCES[name]
+    builder = prepared.builder(name, root) if source.prepared else None
     if builder is not None:
         yield f"TFDS {builder.data_path}", lambda: prepared.read(builder)
-    if name == "cifar10":
-        found = cifar.folder(Path(root, name)) if root else None
-        if found:
-            yield found, lambda: cifar.read_folder(found)
-        return
-    folders = [Path(root) / name] if root else []
-    if name in _DEBIAN:
-        folders.append(_DEBIAN[name])
-    for folder in folders:
-        if any(_idx_path(folder, stem) for stem in _IDX_FILES.values()):
-            yield folder, lambda folder=folder: _read_idx_folder(folder)
+    found = source.find(name, root)
+    if found:
+        yield found
+    if source.package and any(_idx_path(source.package, stem) for stem in _IDX_FILES.values()):
+        package = source.package
+        yield package, lambda: _read_idx_folder(package)
 
 
 def _checked(name: str, source: str, arrays: dict[str, np.ndarray]) -> Dataset:

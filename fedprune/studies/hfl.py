@@ -19,9 +19,10 @@ def setting(config: Config, variant: str) -> None:
       ConfigError: an unknown variant.
     """
     config.data.clients, config.edges.servers, config.cohort.weighting = 25, 5, "plain"
-    config.model.filters, config.model.kernel, config.model.hidden = (32, 64), 3, (8,)
+    own = config.model.cnn
+    own.filters, own.kernel, own.hidden = (32, 64), 3, (8,)
     config.local.optimizer, config.local.lr, config.local.clip = "sgd", 0.5, 0.5
-    config.pruning.scope, config.pruning.layers, config.pruning.rewind = "own", "dense", "yes"
+    config.pruning.scope, config.pruning.layers, config.pruning.rewind = "own", "dense", True
     config.pruning.importance, config.pruning.warm_up = "change", 1
     config.uplink.link, config.uplink.division = "ideal", "holders"
     config.run.evaluate = "dense"
@@ -36,7 +37,6 @@ def setting(config: Config, variant: str) -> None:
             config.local.lr, config.local.clip = LITERAL, 0.0
             config.local.batch, config.run.rounds = 128, 10
             config.data.examples = 50_000
-            config.uplink.bill_warm_up = "no"
     else:
         raise ConfigError(
             f"variant {variant!r} of {config.experiment.split('.')[-1]}: must be one of fast, "

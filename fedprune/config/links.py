@@ -1,0 +1,381 @@
+"""How updates reach the server, and how the model reaches the clients."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import fedprune as fp
+from fedprune.config.fields import Kind, free, part, require, spec
+
+NORMALISATIONS = ("none", "common", "device", "receiver")
+
+
+@dataclass
+class OverTheAir:
+    """All clients send at once, and the channel adds."""
+
+    normalisation: str = free(
+        "receiver",
+        "power control, which decides what the SNR refers to",
+        choices=NORMALISATIONS,
+    )
+    packing: str = free("complex", "weights per symbol: two or one", choices=("complex", "real"))
+    repeats: int = free(1, "symbols a weight", low=1, high=64)
+
+
+@dataclass
+class Orthogonal:
+    """Bits, in channel uses of each client's own."""
+
+    rate: float = free(0.0, "rate; 0: capacity", low=0, high=100, unit="bits/channel use")
+    value_bits: int = free(32, "size of a weight", low=2, high=32, unit="bits")
+    bitstream: str = free(
+        "fixed",
+        "bits of rounded values: value_bits each, or what an entropy coder takes",
+        choices=("fixed", "entropy"),
+    )
+
+
+@dataclass
+class Analog:
+    """Symbols, in channel uses of each client's own."""
+
+    code: str = free("repetition", "how a weight becomes symbols", choices=("repetition", "spiral"))
+    repeats: int = free(1, "symbols a weight; spirals: a power of two", low=1, high=64)
+    packing: str = free("complex", "reals per symbol: two or one", choices=("complex", "real"))
+
+
+@dataclass
+class Ofdma:
+    """Bits, over shares of a band that are allocated together with the pruning ratios (P2, P4)."""
+
+    time_limit: float = free(
+        0.03, "T_th, the time of a round", above=0, high=1e6, unit="s", traced=True
+    )
+    scheme: str = free(
+        "optimal",
+        "how band and pruning are allocated: together; or equal shares with the pruning"
+        " that they need, with the optimal pruning, or with none; or the papers' closed form",
+        choices=("optimal", "equal", "post_hoc", "unpruned", "printed"),
+    )
+    bands: str = free(
+        "server",
+        "whose the band is: every edge server has one, or all of them share one, as printed"
+        " in P2 (27)",
+        choices=("server", "shared"),
+    )
+    rho_max: float = free(1.0, "largest pruning ratio", above=0, high=1, traced=True)
+    noise: float = free(
+        1e-14, "noise power over the band", above=0, high=1e9, unit="W", traced=True
+    )
+    noise_of: str = free(
+        "band",
+        "which noise a device's rate has: the whole band's, as in P2 (10), or its share's",
+        choices=("band", "share"),
+    )
+    value_bits: int = free(32, "size of a weight", low=2, high=64, unit="bits")
+    frequency: float = free(
+        3e9, "speed of a processor", above=0, high=1e15, unit="cycles/s", traced=True
+    )
+    cycles: float = free(
+        1.0, "work for a step of one weight", low=0, high=1e12, unit="cycles", traced=True
+    )
+    payload: str = free(
+        "values",
+        "what is sent beside kept values: nothing, a bitmap, or their positions",
+        choices=("values", "bitmap", "index"),
+    )
+    bill_warm_up: bool = free(True, "whether warm-up steps take time and energy")
+
+
+@dataclass
+class Rician:
+    """Scattered paths and a line of sight."""
+
+    factor: float = free(
+        3.0, "power of the line of sight over that of the scattered paths", low=0, high=1e6,
+        traced=True,
+    )  # fmt: skip
+
+
+def _block_fading(c: Any, rician: Any) -> Any:
+    u = c.uplink
+    return fp.channel.block_fading(
+        antennas=u.antennas,
+        rician=rician,
+        csi_error=u.csi_error,
+        annulus=(u.nearest, u.farthest) if u.farthest else None,
+        blocks=u.blocks,
+        taps=(1.0,) * u.taps,
+        correlation=u.correlation,
+        clients=c.data.clients if u.correlation else None,
+    )
+
+
+FADINGS = {
+    "none": Kind(lambda c: None),
+    "rayleigh": Kind(lambda c: _block_fading(c, 0.0)),
+    "rician": Kind(lambda c: _block_fading(c, c.uplink.rician.factor), "rician"),
+}
+"""name -> configuration -> fading of the uplink; None: pure AWGN"""
+
+
+def _over_the_air(c: Any, network: Any) -> Any:
+    u, own = c.uplink, c.uplink.over_the_air
+    return fp.link.over_the_air(
+        *(u.snr_db, own.normalisation, own.packing, FADINGS[u.fading].build(c), u.threshold),
+        *(u.power, u.bandwidth, own.repeats),
+    )
+
+
+def _orthogonal(c: Any, network: Any) -> Any:
+    u, own = c.uplink, c.uplink.orthogonal
+    return fp.link.orthogonal(
+        *(u.snr_db, own.rate or None, own.value_bits, FADINGS[u.fading].build(c), u.threshold),
+        *(u.power, u.bandwidth, own.bitstream),
+    )
+
+
+def _analog(c: Any, network: Any) -> Any:
+    u, own = c.uplink, c.uplink.analog
+    protection = fp.link.Protection(own.repeats, own.code, own.repeats)
+    return fp.link.one_by_one(
+        fp.link.analog(
+            u.snr_db, protection, own.packing, u.fading, u.csi_error, u.power, u.bandwidth
+        )
+    )
+
+
+UPLINKS = {
+    "ideal": Kind(lambda c, network: fp.link.ideal()),
+    "over_the_air": Kind(_over_the_air, "over_the_air"),
+    "orthogonal": Kind(_orthogonal, "orthogonal"),
+    "analog": Kind(_analog, "analog"),
+    "ofdma": Kind(lambda c, network: fp.build.ofdma(c, network), "ofdma"),
+}
+"""name -> (configuration, network) -> uplink"""
+
+
+@dataclass
+class Uplink:
+    """How updates reach the server."""
+
+    link: str = free(
+        "over_the_air",
+        "kind of uplink; orthogonal: bits, analog: symbols, both in channel uses of each client's"
+        " own",
+        choices=UPLINKS,
+    )
+    snr_db: float = free(
+        10.0,
+        "P / no, no per complex symbol (not: ofdma)",
+        low=-100,
+        high=200,
+        unit="dB",
+        traced=True,
+    )
+    fading: str = free("none", "small-scale fading", choices=FADINGS)
+    antennas: int = free(1, "receive antennas", low=1, high=4096)
+    blocks: int = free(
+        1,
+        "blocks of symbols that fade together in a round, such as subcarriers (over_the_air,"
+        " orthogonal)",
+        low=1,
+        high=4096,
+    )
+    taps: int = free(
+        1,
+        "paths of equal power that the blocks' channels are the spectrum of; 1: all blocks fade"
+        " alike, as many as blocks: each by itself",
+        low=1,
+        high=4096,
+    )
+    correlation: float = spec(
+        0.0,
+        "of a client's scattered paths from one round to the next; 0: drawn anew",
+        low=0,
+        below=1,
+    )
+    csi_error: float = free(
+        0.0,
+        "variance of the channel estimate's error, relative to the gain",
+        low=0,
+        high=1e3,
+        traced=True,
+    )
+    threshold: float = free(
+        0.0,
+        "clients with an estimated power gain below this stay silent",
+        low=0,
+        high=1e6,
+        traced=True,
+    )
+    nearest: float = free(
+        0.0, "distance of the nearest client; 0: no path loss", low=0, high=1e8, unit="m"
+    )
+    farthest: float = free(0.0, "distance of the farthest client", low=0, high=1e8, unit="m")
+    division: str = free(
+        "all",
+        "what the sum of updates with different masks is divided by: all clients, or the holders of"
+        " each weight, counted by a second transmission",
+        choices=("all", "holders"),
+    )
+    min_holders: float = free(
+        0.5,
+        "fewest holders, in clients of mean weight at the largest server; up to 1, anybody counts"
+        " over links without noise",
+        above=0,
+        high=1e6,
+        traced=True,
+        of=("division", "holders"),
+    )
+    power: float = free(1.0, "power budget of a client", above=0, high=1e9, unit="W", traced=True)
+    bandwidth: float = free(
+        1e6, "bandwidth", above=0, high=1e12, unit="channel uses/s", traced=True
+    )
+    rician: Rician = part("fading", Rician)
+    over_the_air: OverTheAir = part("link", OverTheAir)
+    orthogonal: Orthogonal = part("link", Orthogonal)
+    analog: Analog = part("link", Analog)
+    ofdma: Ofdma = part("link", Ofdma)
+
+
+@dataclass
+class Broadcast:
+    """Analog symbols, one broadcast for all (P3)."""
+
+    snr_db: float = free(10.0, "P / no at each client", low=-100, high=200, unit="dB", traced=True)
+    code: str = free(
+        "repetition",
+        "how a weight becomes symbols",
+        choices=("repetition", "spiral"),
+    )
+    repeats: int = free(1, "symbols a weight; spirals: a power of two", low=1, high=64)
+    gamma: float = free(
+        0.0, "of spirals; 0: the best for each layer", low=0, high=100, of=("code", "spiral")
+    )
+    packing: str = free("complex", "reals per symbol: two or one", choices=("complex", "real"))
+    fading: str = free("none", "one gain a client and round", choices=("none", "rayleigh"))
+    csi_error: float = free(
+        0.0, "variance of the channel estimate's error", low=0, high=1e3, traced=True
+    )
+    power: float = free(1.0, "power budget of the server", above=0, high=1e9, unit="W", traced=True)
+    bandwidth: float = free(
+        1e6, "bandwidth", above=0, high=1e12, unit="channel uses/s", traced=True
+    )
+
+
+def _broadcast(d: Any) -> Any:
+    own = d.analog
+    protection = fp.link.Protection(own.repeats, own.code, own.repeats, own.gamma or None)
+    return fp.link.analog(
+        *(own.snr_db, protection, own.packing, own.fading, own.csi_error, own.power),
+        own.bandwidth,
+    )
+
+
+DOWNLINKS = {
+    "ideal": Kind(lambda d: None),
+    "analog": Kind(_broadcast, "analog"),
+}
+"""name -> this section -> downlink; None: perfect and free"""
+
+
+@dataclass
+class Downlink:
+    """How the model reaches the clients."""
+
+    link: str = free(
+        "ideal",
+        "kind of downlink: perfect and free; or analog symbols, one broadcast for all",
+        choices=DOWNLINKS,
+    )
+    analog: Broadcast = part("link", Broadcast)
+
+
+def check(c: Any) -> None:
+    """Refuses what does not fit."""
+    for name, own in (("uplink", c.uplink.analog), ("downlink", c.downlink.analog)):
+        require(
+            own.code != "spiral" or own.repeats & (own.repeats - 1) == 0,
+            f"{name}.analog.repeats={own.repeats}: must be a power of two for"
+            f" {name}.analog.code='spiral'",
+        )
+    require(
+        c.downlink.link == "ideal" or not c.edges.servers,
+        f"downlink.link={c.downlink.link!r}: must be ideal for edges.servers={c.edges.servers}",
+    )
+    own = c.uplink.orthogonal
+    require(
+        own.bitstream == "fixed" or own.value_bits <= 12,
+        f"uplink.orthogonal.bitstream={own.bitstream!r}: must come with"
+        f" uplink.orthogonal.value_bits={own.value_bits} of at most 12",
+    )
+    _check_channel(c)
+    _check_ofdma(c)
+    cohort = (c.cohort.size or c.data.clients) / max(1, c.edges.servers)
+    u = c.uplink
+    require(
+        u.min_holders <= cohort,
+        f"uplink.min_holders={u.min_holders}: must be at most {cohort:g}, the clients of a server"
+        " in a round",
+    )
+    require(
+        u.link != "analog" or u.division == "all",
+        f"uplink.division={u.division!r}: must be all for uplink.link='analog'",
+    )
+
+
+def _check_channel(c: Any) -> None:
+    u = c.uplink
+    require(
+        u.link != "analog" or (u.fading != "rician" and u.antennas == 1 and u.farthest == 0),
+        f"uplink.fading={u.fading!r}: must be none or rayleigh for uplink.link='analog', with"
+        f" uplink.antennas={u.antennas} of 1 and uplink.farthest={u.farthest} of 0",
+    )
+    require(
+        u.taps <= u.blocks,
+        f"uplink.taps={u.taps}: must be at most uplink.blocks={u.blocks}",
+    )
+    require(
+        (u.blocks, u.correlation) == (1, 0.0)
+        or (u.fading != "none" and u.link in ("over_the_air", "orthogonal")),
+        f"uplink.blocks={u.blocks}: must be 1, and uplink.correlation={u.correlation} must be 0,"
+        f" for uplink.fading={u.fading!r} and uplink.link={u.link!r}",
+    )
+    require(
+        u.correlation == 0 or not c.edges.servers,
+        f"uplink.correlation={u.correlation}: must be 0 for edges.servers={c.edges.servers}",
+    )
+    require(
+        u.nearest <= u.farthest,
+        f"uplink.nearest={u.nearest}: must be at most uplink.farthest={u.farthest}",
+    )
+    require(
+        u.nearest > 0 or u.farthest == 0,
+        f"uplink.nearest={u.nearest}: must be above 0 where uplink.farthest={u.farthest} is given",
+    )
+    require(
+        u.fading != "none" or (u.antennas, u.csi_error, u.farthest) == (1, 0.0, 0.0),
+        f"uplink.fading={u.fading!r}: must be rayleigh or rician for uplink.antennas={u.antennas},"
+        f" uplink.csi_error={u.csi_error}, uplink.farthest={u.farthest}",
+    )
+
+
+def _check_ofdma(c: Any) -> None:
+    u, own = c.uplink, c.uplink.ofdma
+    if u.link != "ofdma":
+        return
+    require(
+        u.fading == "rayleigh" and u.farthest > 0,
+        f"uplink.fading={u.fading!r}: must be rayleigh, with uplink.farthest={u.farthest} above 0,"
+        " for uplink.link='ofdma'",
+    )
+    require(
+        c.local.steps > 0,
+        f"local.steps={c.local.steps}: must be above 0 for uplink.link='ofdma', which bills steps",
+    )
+    require(
+        own.scheme != "printed" or own.cycles > 0,
+        f"uplink.ofdma.cycles={own.cycles}: must be above 0 for uplink.ofdma.scheme='printed', the"
+        " closed form",
+    )

@@ -1,0 +1,157 @@
+"""Masks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import fedprune as fp
+from fedprune.config.fields import Kind, free, require, spec
+
+STEPWISE = ("iterative", "linear", "cubic")
+SCHEDULES = {
+    "none": Kind(lambda p: None),
+    "one_shot": Kind(lambda p: fp.prune.one_shot(p.ratio, p.start)),
+    "iterative": Kind(lambda p: fp.prune.iterative(p.ratio, p.start, p.every, p.steps)),
+    "linear": Kind(lambda p: fp.prune.linear(p.ratio, p.start, p.every, p.steps)),
+    "cubic": Kind(lambda p: fp.prune.cubic(p.ratio, p.start, p.every, p.steps)),
+    "allocated": Kind(lambda p: None),
+}
+"""name -> this section -> sparsity against the round; None: there is none, or the link allocates
+it"""
+PRUNABLE = {
+    "all": Kind(lambda: fp.prune.kernels),
+    "dense": Kind(lambda: fp.prune.named("Dense")),
+}
+"""name -> which leaves have weights that can be pruned"""
+
+
+def _weights(p: Any, schedule: Any, structure: Any) -> Any:
+    prunable = PRUNABLE[p.layers].build()
+    return fp.prune.scheduled(
+        schedule, distribution=p.distribution, scope=p.scope, prunable=prunable
+    )
+
+
+METHODS = {
+    "weight": Kind(_weights),
+    "unit": Kind(
+        lambda p, schedule, structure: fp.prune.structured(
+            schedule, structure, p.distribution, p.scope
+        )
+    ),
+    "neuron": Kind(lambda p, schedule, structure: None),
+}
+"""granularity -> (this section, schedule, structure of the network) -> pruner; None: the server
+decides no masks"""
+IMPORTANCES = {
+    "magnitude": Kind(lambda: fp.local.magnitude),
+    "change": Kind(lambda: fp.local.change),
+}
+"""name -> what a client's own mask keeps"""
+
+
+@dataclass
+class Pruning:
+    """Masks."""
+
+    schedule: str = spec("none", "sparsity against the round", choices=SCHEDULES)
+    ratio: float = free(
+        0.9,
+        "final share of prunable weights pruned",
+        low=0,
+        high=1,
+        traced=True,
+        of=("schedule", "one_shot", *STEPWISE),
+    )
+    start: int = free(
+        4,
+        "round of the first pruning step",
+        low=0,
+        high=10_000_000,
+        traced=True,
+        of=("schedule", "one_shot", *STEPWISE),
+    )
+    every: int = free(
+        3,
+        "rounds between pruning steps",
+        low=1,
+        high=10_000_000,
+        traced=True,
+        of=("schedule", *STEPWISE),
+    )
+    steps: int = free(
+        5, "pruning steps, n", low=1, high=10_000_000, traced=True, of=("schedule", *STEPWISE)
+    )
+    layers: str = spec(
+        "all", "which kernels are prunable: all, or fully connected ones", choices=PRUNABLE
+    )
+    distribution: str = spec("global", "ranking of weights", choices=("global", "layer"))
+    granularity: str = spec(
+        "weight",
+        "what is pruned as a whole: a weight; a unit, which is a filter or a neuron with all its"
+        " weights (P3); or a neuron of a fully connected layer, by clients' own masks, P2 (3)",
+        choices=METHODS,
+    )
+    form: str = spec(
+        "derived",
+        "which share of each layer's neurons stays: sqrt(1 - ratio), which prunes the"
+        " ratio of the weights; or the ratio itself, as printed in P2 (3)",
+        choices=("derived", "printed"),
+        of=("granularity", "neuron"),
+    )
+    scope: str = spec(
+        "server",
+        "what the round's mask applies to: the global model, or what clients receive; own: clients"
+        " decide masks of their own",
+        choices=("server", "client", "own"),
+    )
+    warm_up: int = spec(
+        1,
+        "steps before a client decides its own mask, beside local",
+        low=1,
+        high=1_000_000,
+        of=("scope", "own"),
+    )
+    importance: str = spec(
+        "magnitude",
+        "what a client's own mask keeps: large weights, or weights that the warm-up changed much",
+        choices=IMPORTANCES,
+        of=("scope", "own"),
+    )
+    rewind: bool = spec(
+        False,
+        "whether own masks are followed by the weights received, instead of the warmed-up ones",
+        of=("scope", "own"),
+    )
+
+
+def check(c: Any) -> None:
+    """Refuses what does not fit."""
+    p, u = c.pruning, c.uplink
+    if p.schedule not in ("none", "allocated") and p.ratio > 0:
+        last = p.start if p.schedule == "one_shot" else p.start + p.every * (p.steps - 1)
+        require(
+            last < c.run.rounds,
+            f"pruning.start={p.start}: the last pruning step falls in round {last}, but must come"
+            f" before run.rounds={c.run.rounds}",
+        )
+    require(
+        p.granularity != "neuron"
+        or (p.scope, p.layers, c.run.evaluate) == ("own", "dense", "dense"),
+        f"pruning.granularity={p.granularity!r}: must come with pruning.scope='own' (is"
+        f" {p.scope!r}),"
+        f" pruning.layers='dense' (is {p.layers!r}) and run.evaluate='dense'"
+        f" (is {c.run.evaluate!r})",
+    )
+    require(
+        p.schedule != "allocated" or (u.link, p.scope) == ("ofdma", "own"),
+        f"pruning.schedule='allocated': must come with uplink.link='ofdma' (is {u.link!r}) and"
+        f" pruning.scope='own' (is {p.scope!r})",
+    )
+    require(
+        p.granularity != "unit" or p.layers == "all",
+        f"pruning.layers={p.layers!r}: must be all for pruning.granularity={p.granularity!r}",
+    )
+    require(
+        p.granularity != "unit" or p.scope != "own",
+        f"pruning.granularity={p.granularity!r}: must not be unit for pruning.scope={p.scope!r}",
+    )
