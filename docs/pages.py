@@ -174,8 +174,8 @@ def reference(room: str) -> str:
         return "\n\n".join(parts) + "\n"
     tree = _parsed(file / "__init__.py")
     exported: dict[str, set[str] | None] = {}
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom):
+    for node in ast.walk(tree):  # imports that only a type checker does, too
+        if isinstance(node, ast.ImportFrom) and node.module.startswith(f"{PACKAGE}.{room}"):
             for alias in node.names:
                 if node.module == f"{PACKAGE}.{room}":  # a module of the room, as a whole
                     exported[alias.name] = None
@@ -255,10 +255,15 @@ def _fields(node: ast.ClassDef) -> list[str]:
         elif (
             code.startswith(f"{name}: ") and isinstance(inner.value, ast.Call) and inner.value.args
         ):
-            default, meaning = inner.value.args  # of config.spec
-            limits = (f"{k.arg} {ast.unparse(k.value)}" for k in inner.value.keywords)
-            code = f"{name}: {ast.unparse(inner.annotation)} = {ast.unparse(default)}"
-            doc = ", ".join([ast.literal_eval(meaning), *limits])
+            made = ast.unparse(inner.value.func)
+            code = f"{name}: {ast.unparse(inner.annotation)}"
+            if made == "part":
+                doc = f"fields of one kind of ``{ast.literal_eval(inner.value.args[0])}``"
+            elif made in ("spec", "free"):
+                default, meaning = inner.value.args
+                limits = (f"{k.arg} {ast.unparse(k.value)}" for k in inner.value.keywords)
+                code += f" = {ast.unparse(default)}"
+                doc = ", ".join([ast.literal_eval(meaning), *limits])
         text = " ".join(line for line in described(doc) if not line.startswith("```"))
         lines.append(f"- `{code}`" + (f"<br>{text}" if text else ""))
     return ["\n".join(lines)] if lines else []
