@@ -113,8 +113,8 @@ def test_few_seeds_have_no_interval_and_say_so():
 
 def test_figures_ask_for_no_backend(tmp_path):
     code = (
-        "import fedprune.airnet, fedprune.report as rp, sys, matplotlib\n"
-        "rp.line_figure(rp.Path(sys.argv[1]), [0, 1], {'a': [[1.0, 2.0], [2.0]]}, 'x', 'y')\n"
+        "import fedprune.airnet, fedprune.report as rp, pathlib, sys, matplotlib\n"
+        "rp.line_figure(pathlib.Path(sys.argv[1]), [0, 1], {'a': [[1.0, 2.0], [2.0]]}, 'x', 'y')\n"
         "print(matplotlib.get_backend(auto_select=False), 'matplotlib.pyplot' in sys.modules)\n"
     )
     asked = [sys.executable, "-c", code, str(tmp_path / "drawn")]

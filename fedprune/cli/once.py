@@ -109,7 +109,8 @@ def _run(job: Job, stop: threading.Event, before: Mapping[signal.Signals, Any]) 
       PlanError: the plan is refused. And all that ``run`` reports.
     """
     from fedprune import experiment as engine
-    from fedprune import loop, page, processes, profile, writer
+    from fedprune import loop, processes, profile, writer
+    from fedprune.report import page
 
     with contextlib.ExitStack() as stack:
         try:

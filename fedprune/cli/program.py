@@ -131,7 +131,7 @@ def _write(
     directory: RunDirectory, experiment: Experiment, config: cfg.Config, rows: Sequence[Row]
 ) -> None:
     """What a run of its own leaves at its end."""
-    from fedprune import page
+    from fedprune.report import page
 
     metrics = Metrics(directory.path)
     metrics.keep(lambda row: False)

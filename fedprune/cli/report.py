@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError(f"--experiment={known.experiment}: needs --remake")
         if known.remake:
             print(remade(folders[0], known.experiment))
-        from fedprune import page
+        from fedprune.report import page
 
         if out.exists() and not page.is_ours(out):
             raise UsageError(f"{out}: is there already, and no report of fedprune")
