@@ -56,9 +56,9 @@ import numpy as np
 from fedprune import allocation, channel, resources
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, spec, to_json
+from fedprune.runs import Row
 from fedprune.studies.hfl import setting
 from fedprune.studies.latency import CONV, DENSE
-from fedprune.writer import Row
 
 VARIANTS = ("fast", "full", "mnist", "cifar10", "paper")
 

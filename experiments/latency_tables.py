@@ -38,6 +38,7 @@ import numpy as np
 from fedprune import allocation, channel, resources, rng
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
+from fedprune.runs import Row
 from fedprune.studies.latency import (
     BANDWIDTH,
     DENSE,
@@ -49,7 +50,6 @@ from fedprune.studies.latency import (
     Rounds,
     simulate,
 )
-from fedprune.writer import Row
 
 VARIANTS = ("all",)
 

@@ -74,9 +74,9 @@ import numpy as np
 from fedprune import report as rp
 from fedprune import resources
 from fedprune.config import Arm, Config, ConfigError, spec, to_json
+from fedprune.runs import Row
 from fedprune.studies import latency
 from fedprune.studies.personal import LAST, client_table, points
-from fedprune.writer import Row
 
 VARIANTS = ("fast", "dirichlet", "full", "paper")
 CLASSES, PIXELS = 10, 28

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from experiments import bearing as experiment_file
-from fedprune import build, data, experiment, models
+from fedprune import build, data, models
 from fedprune import config as cfg
 from fedprune.data import bearing
-from fedprune.writer import RunDirectory
+from fedprune.runs import RunDirectory, experiment
 
 # Windows of each recording (class, load), in the order of the file.
 RECORDINGS = {(0, 0): 10, (0, 1): 5, (1, 0): 9, (1, 1): 12, (2, 0): 3}

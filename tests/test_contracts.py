@@ -11,11 +11,12 @@ import pytest
 from problems import federation, leaves, mlp, same
 
 import fedprune as fp
-from fedprune import bill, channel, link, loop, resources, rng
+from fedprune import bill, channel, link, resources, rng
 from fedprune import config as cfg
 from fedprune.algorithms import channel_age_loss, feddst, prunefl, scaffold
 from fedprune.build import SCHEDULES, SERVERS
 from fedprune.round import Edges, Stratum, hierarchical
+from fedprune.runs import loop
 from fedprune.types import (
     SCOPES,
     Air,

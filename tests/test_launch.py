@@ -18,9 +18,8 @@ import pytest
 
 from experiments import ota_pruning, single
 from fedprune import config as cfg
-from fedprune import experiment
 from fedprune.cli import once
-from fedprune.writer import read_rows
+from fedprune.runs import experiment, read_rows
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "--config=experiments/ota_pruning.py:fast"
@@ -413,7 +412,7 @@ def test_profile(tmp_path):
 
 
 def test_a_directory_in_use_is_refused(tmp_path):
-    from fedprune.writer import RunDirectory, RunDirectoryError
+    from fedprune.runs import RunDirectory, RunDirectoryError
 
     with (
         RunDirectory(tmp_path / "run", {"a": 1}),

@@ -19,7 +19,7 @@ from fedprune import report as rp
 from fedprune.cli import report as command
 from fedprune.report import page
 from fedprune.report.page import plots
-from fedprune.writer import RunDirectory
+from fedprune.runs import RunDirectory
 
 EVIL = "<script>alert('1')</script> & \"$x$\" --> {{ 7 * 7 }}"
 ARMS = ("dense", "pruned-50", EVIL)

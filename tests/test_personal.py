@@ -13,13 +13,13 @@ from test_devices import moved_by
 
 import fedprune as fp
 from experiments import personalization
-from fedprune import backend, experiment, link, local, loop, prune, resources, rng, tree
+from fedprune import backend, link, local, prune, resources, rng, tree
 from fedprune import build as build_stages
 from fedprune import config as cfg
-from fedprune.checkpoint import CheckpointError
+from fedprune.runs import RunDirectory, experiment, loop
+from fedprune.runs.checkpoint import CheckpointError
 from fedprune.studies import latency
 from fedprune.types import Clients, Model, Personal, Trained
-from fedprune.writer import RunDirectory
 
 K, S, SEED = 13, 11, 5
 CLIENTS = federation(K)
@@ -459,7 +459,7 @@ def test_interrupted_run_ends_like_an_unbroken_one(tmp_path, monkeypatch):
         return (tmp_path / folder / "metrics.jsonl").read_text(), Kept.last
 
     rows, state = run("unbroken")
-    write, calls = loop.Metrics.write, []
+    write, calls = loop.MetricsFile.write, []
 
     def interrupted(self, rows):
         calls.append(1)
@@ -467,7 +467,7 @@ def test_interrupted_run_ends_like_an_unbroken_one(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         write(self, rows)
 
-    monkeypatch.setattr(loop.Metrics, "write", interrupted)
+    monkeypatch.setattr(loop.MetricsFile, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run("broken")
     found, again = run("broken")

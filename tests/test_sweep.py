@@ -21,7 +21,6 @@ from jax.errors import JaxRuntimeError
 
 from experiments import latency_tables, ota_pruning, single
 from fedprune import config as cfg
-from fedprune import experiment
 from fedprune.cli import (
     cloud,
     collect,
@@ -35,7 +34,7 @@ from fedprune.cli import (
     sweep,
     trials,
 )
-from fedprune.writer import RunDirectory
+from fedprune.runs import RunDirectory, experiment
 
 ROOT = Path(__file__).parents[1]
 CONFIG = single.get_config("tiny")

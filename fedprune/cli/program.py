@@ -20,7 +20,7 @@ from fedprune.cli import trials
 from fedprune.cli.experiments import Experiment
 from fedprune.cli.grid import Trial
 from fedprune.cli.trials import Sweep
-from fedprune.writer import Metrics, Row, RunDirectory
+from fedprune.runs import MetricsFile, Row, RunDirectory
 
 
 def batches(config: cfg.Config, todo: Sequence[Trial]) -> list[list[Trial]]:
@@ -93,7 +93,7 @@ def _run_batch(
 ) -> None:
     """Runs a batch, and writes the results of those trials of it that are not finished."""
     from fedprune import backend
-    from fedprune import experiment as engine
+    from fedprune.runs import experiment as engine
 
     began = time.monotonic()
     shared, arms = plan(experiment, config, batch)
@@ -133,7 +133,7 @@ def _write(
     """What a run of its own leaves at its end."""
     from fedprune.report import page
 
-    metrics = Metrics(directory.path)
+    metrics = MetricsFile(directory.path)
     metrics.keep(lambda row: False)
     metrics.write(rows)
     experiment.report(config, rows, directory.path)

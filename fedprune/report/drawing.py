@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedprune.writer import write_bytes
+from fedprune.runs import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedprune.report.drawing import canvas, colour, label_decades, save, styled
 from fedprune.report.statistics import curves, interval, spent
-from fedprune.writer import Row
+from fedprune.runs import Row
 
 
 def accuracy_figure(

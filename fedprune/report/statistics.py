@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedprune.writer import Row
+from fedprune.runs import Row
 
 LEVEL = 0.95
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedprune.report.claims import Verdict, verdict_table
 from fedprune.report.statistics import arm_summary
-from fedprune.writer import Row, write_json, write_text
+from fedprune.runs import Row, write_json, write_text
 
 
 def write_run(

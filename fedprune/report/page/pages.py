@@ -14,7 +14,7 @@ from fedprune.report.page import pictures, tables
 from fedprune.report.page.collection import Collection, Run, collect, duration, rounds
 from fedprune.report.page.settings import Setting, grouped, panels_of
 from fedprune.report.page.text import span
-from fedprune.writer import write_text
+from fedprune.runs import write_text
 
 NAME = "report.html"
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fedprune.report.page.collection import Run
 from fedprune.report.page.plots import PER_PANEL
 from fedprune.report.page.text import value_text
-from fedprune.writer import Row
+from fedprune.runs import Row
 
 SEED = "run.seed"
 """Runs that differ in nothing else are seeds of one setting."""

@@ -10,11 +10,11 @@ import numpy as np
 
 from fedprune import config
 from fedprune.report import statistics
-from fedprune.report.page.collection import Run, flatten
+from fedprune.report.page.collection import Run
 from fedprune.report.page.pictures import ACCURACY
 from fedprune.report.page.settings import Setting, differing
 from fedprune.report.page.text import interval, number, value_text
-from fedprune.writer import Row
+from fedprune.runs import Row, flat
 
 
 class Table(NamedTuple):
@@ -93,7 +93,7 @@ def clients(settings: Sequence[Setting]) -> dict[str, Any] | None:
 
 def changed(run: Run) -> list[tuple[str, str, str, str]]:
     """(field, value, default, meaning) of what differs from the common defaults."""
-    defaults = dict(flatten(json.loads(json.dumps(config.to_json(config.Config())))))
+    defaults = dict(flat(json.loads(json.dumps(config.to_json(config.Config()))), "."))
     words = _words()
     names = ("experiment", "variant")
     return [
