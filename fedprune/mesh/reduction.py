@@ -158,7 +158,7 @@ class _Deal(NamedTuple):
         assert self.ids is not None
         local = lane - self.device * self.layout.local_lanes
         every = jnp.arange(self.layout.client_devices) * self.layout.local_lanes + local
-        positions = jax.vmap(self.positions, (0, None))(every, step)
+        positions = jax.vmap(lambda lane: self.positions(lane, step))(every)
         return self.ids[jnp.minimum(positions, self.size - 1)], positions < self.size
 
 

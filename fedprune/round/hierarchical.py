@@ -13,13 +13,18 @@ With one edge server, one edge round, an ideal cloud link and averaging this is 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from fedprune import bill, check, mesh, rng, tree
-from fedprune.round import parts
-from fedprune.round.parts import Edges, Round, RoundInfo, Setting, State, Store, Tally
+from fedprune.round import row
+from fedprune.round.agreement import agree, kinds
+from fedprune.round.stages import Masks, decided, initial, served
+from fedprune.round.state import Edges, Round, RoundInfo, State, Tally
+from fedprune.round.training import Given, Store, Trainer, trainer
 from fedprune.types import (
     Air,
     Arrival,
@@ -36,6 +41,7 @@ from fedprune.types import (
     Participation,
     Pruner,
     PyTree,
+    Received,
     Sender,
     Server,
     Total,
@@ -93,7 +99,7 @@ def build(
     Source: P2 section III-B, Algorithm 1.
     """
     check.function("local", local)
-    parts.kinds(uplink, server, participation, pruner)
+    kinds(uplink, server, participation, pruner)
     check.kind("cloud", cloud, Uplink)
     check.kind("edges", edges, Edges)
     check.whole("edges.servers", edges.servers, 1)
@@ -102,101 +108,156 @@ def build(
     if cloud.clients not in (None, edges.servers):
         raise ValueError(f"cloud: for {cloud.clients} servers, but edges has {edges.servers}")
     _refuse_flat(local, uplink, cloud, server, participation, pruner)
-    cohort = parts.trainer(local, uplink, layout, weighting, edges)
+    cohort = trainer(local, uplink, layout, weighting, edges)
     everyone = jnp.arange(edges.servers)
+    stages = _Stages(
+        uplink,
+        cloud,
+        server,
+        participation,
+        edges,
+        edge_rounds,
+        pruner,
+        weighting,
+        cohort,
+        everyone,
+    )
+    return Round(
+        lambda params: initial(params, pruner, server),
+        lambda key, state, clients: _step(stages, key, state, clients),
+        layout,
+    )
 
-    def init(params: Params) -> State:
-        return parts.initial(params, pruner, server)
 
-    def edge_round(key: Key, t, u, models: Params, masks: parts.Masks, clients: Clients):
-        """Edge models after one edge round; every server's cost and tally, each [G]; allocation."""
-        mask = masks.effective
-        ids = participation.select(Candidates(rng.stream(key, "cohort", u), u, clients.size))
-        air = uplink.prepare(Cohort(key, u, ids, mask, edges.of[ids], edges.servers))
-        parts.agree(clients, participation, uplink, ids, air, edges=edges.of.shape[0])
-        setting = Setting(key, t, u, models, masks.shared, mask, clients, ids, air)
-        total, _, _ = cohort(setting, Store())
-        if total.sum[1].report is not None:
-            raise ValueError("local: reports to the server, which edge servers do not carry")
+class _Stages(NamedTuple):
+    """The stages of a cloud round, which have been checked."""
 
-        def finish(edge: tuple[jax.Array, Total]) -> tuple[Params, Cost, dict[str, jax.Array]]:
-            g, total = edge
-            mine = edges.of[ids] == g
-            here = air._replace(sends=air.sends & mine, active=air.active & mine)
-            received = Total(total.sum[0], total.max)
-            found = uplink.finish(Arrival(rng.stream(key, "uplink", u, g), here, received, mask))
-            return found.update, found.cost, found.numbers
+    uplink: Uplink
+    cloud: Uplink
+    server: Server
+    participation: Participation
+    edges: Edges
+    edge_rounds: int
+    pruner: Pruner | None
+    weighting: str
+    cohort: Trainer
+    everyone: jax.Array
+    """[G] int32, the edge servers"""
 
-        # Not vmap: XLA may divide by a vector of weights by multiplying with its reciprocals, which
-        # it decides differently for other numbers of devices.
-        update, cost, numbers = lax.map(finish, (everyone, total))
-        tally: Tally = total.sum[1]
-        after = jax.tree.map(jnp.add, models, update)
-        finite = jax.vmap(tree.all_finite)((update, after))
-        heard = (tally.clients > 0) & finite
-        rejected = jnp.sum((tally.clients > 0) & ~finite, dtype=jnp.int32)
-        models = jax.vmap(tree.where)(heard, after, models)
-        return models, (cost, tally, air.ratio, air.share, heard, rejected, numbers)
 
-    def to_cloud(key: Key, t, change: Params, mask: Mask, weight: jax.Array):
-        """The cloud's estimate of the mean change, from changes [G, ...] and weights [G]."""
-        air: Air = cloud.prepare(Cohort(rng.stream(key, "cloud"), t, everyone, mask))
+class _EdgeRound(NamedTuple):
+    """What an edge round has brought."""
 
-        def encode(state: PyTree, change: Params, weight: jax.Array) -> Total:
-            trained = Trained(change, jnp.float32(0.0))
-            return cloud.encode(Sender(state, air.common, trained, mask, weight)).total
+    cost: Cost
+    """of every edge server, [G]"""
+    tally: Tally
+    """likewise"""
+    ratio: jax.Array | None
+    """[S] what was allocated"""
+    share: jax.Array | None
+    heard: jax.Array
+    """[G] bool, whose model has changed"""
+    rejected: jax.Array
+    numbers: dict[str, jax.Array]
+    """[G]"""
 
-        parts = jax.vmap(encode)(air.state, change, weight)
-        total = mesh.reduce(parts, air.active & (weight > 0))
-        arrival = Arrival(rng.stream(key, "cloud", t), air, total, mask)
-        return cloud.finish(arrival), air.active
 
-    def step(key: Key, state: State, clients: Clients) -> tuple[State, RoundInfo]:
-        t = state.round
-        masks = parts.masks(key, pruner, state)
-        start = tree.apply_mask(masks.shared, state.params)
-        copies = jax.tree.map(lambda w: jnp.broadcast_to(w, (edges.servers, *w.shape)), start)
+def _edge_round(
+    stages: _Stages, key: Key, t, u, models: Params, masks: Masks, clients: Clients
+) -> tuple[Params, _EdgeRound]:
+    """Edge models after edge round u of all, which is in cloud round t."""
+    uplink, participation, edges = stages.uplink, stages.participation, stages.edges
+    mask = masks.effective
+    ids = participation.select(Candidates(rng.stream(key, "cohort", u), u, clients.size))
+    air = uplink.prepare(Cohort(key, u, ids, mask, edges.of[ids], edges.servers))
+    agree(clients, participation, uplink, ids, air, edges=edges.of.shape[0])
+    given = Given(key, t, u, models, masks.shared, mask, clients, ids, air)
+    total, _, _ = stages.cohort(given, Store())
+    if total.sum[1].report is not None:
+        raise ValueError("local: reports to the server, which edge servers do not carry")
 
-        def one(models: Params, e: jax.Array):
-            return edge_round(key, t, t * edge_rounds + e, models, masks, clients)
+    def finish(edge: tuple[jax.Array, Total]) -> tuple[Params, Cost, dict[str, jax.Array]]:
+        g, total = edge
+        mine = edges.of[ids] == g
+        here = air._replace(sends=air.sends & mine, active=air.active & mine)
+        received = Total(total.sum[0], total.max)
+        found = uplink.finish(Arrival(rng.stream(key, "uplink", u, g), here, received, mask))
+        return found.update, found.cost, found.numbers
 
-        models, found = lax.scan(one, copies, jnp.arange(edge_rounds))
-        costs, tallies, ratio, band, heard, rejected, numbers = found
-        weight = tallies.weight.sum(0) if weighting == "examples" else 1.0
-        weight = jnp.where(heard.any(0), weight, 0.0)
-        change = jax.tree.map(jnp.subtract, models, copies)
-        received, arrives = to_cloud(key, t, change, masks.effective, weight)
-        weight = jnp.where(arrives, weight, 0.0)
-        share = weight / jnp.maximum(weight.sum(), 1e-30)
-        cost = bill.both(received.cost, _added(costs))._replace(
-            seconds=costs.seconds.sum(0).max() + received.cost.seconds,
-            noise_variance=jnp.sum(jnp.square(share) * costs.noise_variance.sum(0))
-            + received.cost.noise_variance,
-        )
-        outcome = Outcome(
-            key=rng.stream(key, "server", t),
-            round=t,
-            params=state.params,
-            mask=masks.decided,
-            update=received.update,
-            heard=(weight > 0).any(),
-            cost=cost,
-        )
-        params, server_state, after = parts.served(server, state, outcome)
-        if pruner is not None and pruner.scope == "server":
-            params = tree.apply_mask(masks.decided, params)
-        rejected = rejected.sum() + (outcome.heard & ~after.heard).astype(jnp.int32)
-        numbers = parts.numbers_of(
-            {name: value.mean((0, 1)) for name, value in numbers.items()},
-            {f"cloud_{name}": value for name, value in received.numbers.items()},
-            {} if server.numbers is None else server.numbers(server_state),
-            {} if pruner is None or pruner.numbers is None else pruner.numbers(masks.state),
-        )
-        tally = _added(tallies)
-        row = parts.info(masks, tally, params, cost, ratio, band, rejected, numbers)
-        return State(t + 1, params, masks.decided, masks.state, server_state), row
+    # Not vmap: XLA may divide by a vector of weights by multiplying with its reciprocals, which
+    # it decides differently for other numbers of devices.
+    update, cost, numbers = lax.map(finish, (stages.everyone, total))
+    tally: Tally = total.sum[1]
+    after = jax.tree.map(jnp.add, models, update)
+    finite = jax.vmap(tree.all_finite)((update, after))
+    heard = (tally.clients > 0) & finite
+    rejected = jnp.sum((tally.clients > 0) & ~finite, dtype=jnp.int32)
+    models = jax.vmap(tree.where)(heard, after, models)
+    return models, _EdgeRound(cost, tally, air.ratio, air.share, heard, rejected, numbers)
 
-    return Round(init, step, layout)
+
+def _to_cloud(
+    stages: _Stages, key: Key, t, change: Params, mask: Mask, weight: jax.Array
+) -> tuple[Received, jax.Array]:
+    """The cloud's estimate of the mean change, from changes [G, ...] and weights [G]."""
+    cloud = stages.cloud
+    air: Air = cloud.prepare(Cohort(rng.stream(key, "cloud"), t, stages.everyone, mask))
+
+    def encode(state: PyTree, change: Params, weight: jax.Array) -> Total:
+        trained = Trained(change, jnp.float32(0.0))
+        return cloud.encode(Sender(state, air.common, trained, mask, weight)).total
+
+    parts = jax.vmap(encode)(air.state, change, weight)
+    total = mesh.reduce(parts, air.active & (weight > 0))
+    arrival = Arrival(rng.stream(key, "cloud", t), air, total, mask)
+    return cloud.finish(arrival), air.active
+
+
+def _step(stages: _Stages, key: Key, state: State, clients: Clients) -> tuple[State, RoundInfo]:
+    server, pruner, t = stages.server, stages.pruner, state.round
+    masks = decided(key, pruner, state)
+    start = tree.apply_mask(masks.shared, state.params)
+    count = stages.edges.servers
+    copies = jax.tree.map(lambda w: jnp.broadcast_to(w, (count, *w.shape)), start)
+
+    def one(models: Params, e: jax.Array):
+        return _edge_round(stages, key, t, t * stages.edge_rounds + e, models, masks, clients)
+
+    models, found = lax.scan(one, copies, jnp.arange(stages.edge_rounds))
+    costs, heard = found.cost, found.heard
+    weight = found.tally.weight.sum(0) if stages.weighting == "examples" else 1.0
+    weight = jnp.where(heard.any(0), weight, 0.0)
+    change = jax.tree.map(jnp.subtract, models, copies)
+    received, arrives = _to_cloud(stages, key, t, change, masks.effective, weight)
+    weight = jnp.where(arrives, weight, 0.0)
+    share = weight / jnp.maximum(weight.sum(), 1e-30)
+    cost = bill.both(received.cost, _added(costs))._replace(
+        seconds=costs.seconds.sum(0).max() + received.cost.seconds,
+        noise_variance=jnp.sum(jnp.square(share) * costs.noise_variance.sum(0))
+        + received.cost.noise_variance,
+    )
+    outcome = Outcome(
+        key=rng.stream(key, "server", t),
+        round=t,
+        params=state.params,
+        mask=masks.decided,
+        update=received.update,
+        heard=(weight > 0).any(),
+        cost=cost,
+    )
+    params, server_state, after = served(server, state, outcome)
+    if pruner is not None and pruner.scope == "server":
+        params = tree.apply_mask(masks.decided, params)
+    rejected = found.rejected.sum() + (outcome.heard & ~after.heard).astype(jnp.int32)
+    numbers = row.numbers_of(
+        {name: value.mean((0, 1)) for name, value in found.numbers.items()},
+        {f"cloud_{name}": value for name, value in received.numbers.items()},
+        {} if server.numbers is None else server.numbers(server_state),
+        {} if pruner is None or pruner.numbers is None else pruner.numbers(masks.state),
+    )
+    tally = _added(found.tally)
+    info = row.info(masks, tally, params, cost, found.ratio, found.share, rejected, numbers)
+    return State(t + 1, params, masks.decided, masks.state, server_state), info
 
 
 def _added(values: PyTree) -> PyTree:
