@@ -25,13 +25,13 @@ from fedprune import (
     processes,
     prune,
     resources,
+    rounds,
     server,
     tree,
 )
 from fedprune import config as cfg
-from fedprune import round as rounds
 from fedprune.data.partition import Partitioner
-from fedprune.round import hierarchical
+from fedprune.rounds import hierarchical
 from fedprune.types import Downlink, LocalUpdate, Model, Personal, Pruner, Server, Uplink
 
 PARTITIONERS: dict[str, Callable[[cfg.Data, data.Dataset], Partitioner]] = {

@@ -16,7 +16,7 @@ from fedprune import build as build_stages
 from fedprune import config as cfg
 from fedprune import link, local, prune, resources, rng
 from fedprune.link.ofdma import SCHEMES
-from fedprune.round import Edges, hierarchical
+from fedprune.rounds import Edges, hierarchical
 from fedprune.types import Cohort
 
 MODEL = mlp()
@@ -87,7 +87,7 @@ def test_against_a_numpy_loop(weighting):
 def test_one_edge_round_of_equal_edges_is_the_flat_round(tiers):
     """The mean over equal edges of their means is the mean over all; any layout of devices."""
     layout = fp.mesh.make(clients=2)
-    flat = fp.round.build(
+    flat = fp.rounds.build(
         local=sgd(), uplink=link.ideal(), server=fp.server.average(), layout=layout,
         participation=fp.server.full(25), weighting="plain",
     )  # fmt: skip

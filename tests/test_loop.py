@@ -24,7 +24,7 @@ from tensorboardX.proto.event_pb2 import Event
 from experiments import ota_pruning
 from fedprune import build, run
 from fedprune import config as cfg
-from fedprune.round import RoundInfo
+from fedprune.rounds import RoundInfo
 from fedprune.runs import LOCK, RunDirectory, RunDirectoryError, checkpoint, checksum, loop
 from fedprune.runs.checkpoint import CheckpointError
 from fedprune.types import Cost

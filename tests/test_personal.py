@@ -61,7 +61,7 @@ def build(update, personal, layout, cohort=S, **changed):
         "personal": personal,
         **changed,
     }
-    return fp.round.build(**stages, layout=layout)
+    return fp.rounds.build(**stages, layout=layout)
 
 
 def strict(devices=2):
@@ -109,7 +109,7 @@ def descent(steps, rate):
 
 
 def run_quadratic(model, update, personal, rounds=3):
-    algorithm = fp.round.build(
+    algorithm = fp.rounds.build(
         local=update, uplink=link.ideal(), participation=fp.server.full(4),
         server=fp.server.average(), layout=fp.mesh.make(clients=2), weighting="plain",
         personal=personal,
@@ -436,7 +436,7 @@ def test_bytes_on_each_device(devices):
         still = jax.tree.map(jnp.zeros_like, params)
         return Trained(still, jnp.float32(1), personal=client.personal)
 
-    algorithm = fp.round.build(
+    algorithm = fp.rounds.build(
         local=local, uplink=link.ideal(), server=fp.server.average(), layout=layout,
         participation=fp.server.full(clients), personal=keep,
     )  # fmt: skip

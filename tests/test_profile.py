@@ -106,7 +106,7 @@ def test_a_real_round(dataset, tmp_path):
     layout = fp.mesh.make(clients=2)
     train, test = fp.data.federate(dataset, fp.data.iid(4)(dataset.y_train, dataset.y_test, 0))
     model = fp.models.mlp(hidden=(8,))
-    algorithm = fp.round.build(
+    algorithm = fp.rounds.build(
         local=fp.local.sgd(model, optax.sgd(0.1), batch=8, steps=3),
         uplink=fp.link.over_the_air(snr_db=10.0, normalisation="receiver"),
         server=fp.server.average(),

@@ -21,7 +21,7 @@ from fedprune import (
     server,
     theory,
 )
-from fedprune.round import Edges, hierarchical
+from fedprune.rounds import Edges, hierarchical
 
 NAN, INF = float("nan"), float("inf")
 MODEL, KEY, LAYOUT = mlp(), jax.random.key(0), fp.mesh.make(clients=1)
@@ -40,7 +40,7 @@ def sgd(optimizer=None, model=MODEL, batch=4, steps=1, **options):
 def flat(**changes):
     stages = {"local": sgd(), "uplink": link.ideal(), "server": server.average()}
     stages |= {"participation": server.full(3), "layout": LAYOUT}
-    return fp.round.build(**stages | changes)
+    return fp.rounds.build(**stages | changes)
 
 
 def tiers(**changes):

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedprune import mesh, rng, tree
-from fedprune import round as rounds
+from fedprune import mesh, rng, rounds, tree
 from fedprune.local import cross_entropy
-from fedprune.round import State
+from fedprune.rounds import State
 from fedprune.types import Client, Clients, Key, Mask, Model, Params, Personal, PyTree, Total
 
 Evaluate = Callable[[State, Clients], Any]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedprune import mesh, rng
-from fedprune.round import STORED, Round, State
+from fedprune.rounds import STORED, Round, State
 from fedprune.run.evaluate import Evaluate
 from fedprune.types import Clients, Key, Params, PyTree
 
@@ -155,7 +155,7 @@ class Footprint(NamedTuple):
     """Bytes that the arms of a program hold between rounds; training takes some times as much."""
 
     store: int
-    """what is kept of every client (``round.STORED``), of all arms"""
+    """what is kept of every client (``rounds.STORED``), of all arms"""
     device: int
     """all of it, on each device"""
     checkpoint: int
@@ -166,7 +166,7 @@ def footprint(algorithm: Round, init: Callable[[Key], Params], arms: int) -> Foo
     """What the states of so many arms take, from shapes alone.
 
     Args:
-      algorithm: from ``round.build``; its layout says how many devices share the arms, and the
+      algorithm: from ``rounds.build``; its layout says how many devices share the arms, and the
         clients of an arm.
       init: gives the initial weights.
       arms: how many, those that pad the devices included.

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from fedprune import bill
-from fedprune.round import Round, RoundInfo, State
+from fedprune.rounds import Round, RoundInfo, State
 from fedprune.run.evaluate import client_evaluation, evaluation
 from fedprune.run.programs import Arms, program, start
 from fedprune.types import Clients, Model
@@ -24,7 +24,7 @@ def simulate(
     """Runs one arm: the whole experiment in one call.
 
     Args:
-      algorithm: from ``round.build``.
+      algorithm: from ``rounds.build``.
       model: gives the initial weights and is evaluated at the end.
       train: the clients' examples.
       test: the test examples, pooled; those of the clients where they have personal parts.

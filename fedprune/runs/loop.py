@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fedprune import bill, mesh, processes, run
-from fedprune.round import RoundInfo
+from fedprune.rounds import RoundInfo
 from fedprune.runs import MetricsFile, Row, checksum
 from fedprune.runs.checkpoint import (
     CheckpointError,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fedprune import bill, check, mesh, rng, tree
-from fedprune.round.state import Edges, Stratum, Tally
+from fedprune.rounds.state import Edges, Stratum, Tally
 from fedprune.types import (
     Air,
     Clients,

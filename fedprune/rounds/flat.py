@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from fedprune import bill, mesh, rng, tree
-from fedprune.round import row
-from fedprune.round.agreement import agree, kinds
-from fedprune.round.stages import Masks, decided, initial, served
-from fedprune.round.state import Round, RoundInfo, State, Stratum, Tally
-from fedprune.round.training import Found, Given, Store, Trainer, strata_of, trainer
+from fedprune.rounds import row
+from fedprune.rounds.agreement import agree, kinds
+from fedprune.rounds.stages import Masks, decided, initial, served
+from fedprune.rounds.state import Round, RoundInfo, State, Stratum, Tally
+from fedprune.rounds.training import Found, Given, Store, Trainer, strata_of, trainer
 from fedprune.types import (
     Arrival,
     Candidates,

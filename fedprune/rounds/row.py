@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from fedprune import bill, tree
-from fedprune.round.stages import Masks
-from fedprune.round.state import RoundInfo, Tally
+from fedprune.rounds.stages import Masks
+from fedprune.rounds.state import RoundInfo, Tally
 from fedprune.types import (
     Cost,
     Count,

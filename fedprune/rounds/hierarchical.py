@@ -20,11 +20,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedprune import bill, check, mesh, rng, tree
-from fedprune.round import row
-from fedprune.round.agreement import agree, kinds
-from fedprune.round.stages import Masks, decided, initial, served
-from fedprune.round.state import Edges, Round, RoundInfo, State, Tally
-from fedprune.round.training import Given, Store, Trainer, trainer
+from fedprune.rounds import row
+from fedprune.rounds.agreement import agree, kinds
+from fedprune.rounds.stages import Masks, decided, initial, served
+from fedprune.rounds.state import Edges, Round, RoundInfo, State, Tally
+from fedprune.rounds.training import Given, Store, Trainer, trainer
 from fedprune.types import (
     Air,
     Arrival,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedprune import check, rng, tree
-from fedprune.round.state import State
+from fedprune.rounds.state import State
 from fedprune.types import (
     Before,
     Key,
