@@ -145,12 +145,12 @@ def report(config: HflAdaptive, rows: Sequence[Row], folder: Path) -> str:
             f"{100 * mean(name, 'ratio').mean():.1f}",
             f"{sent(name).mean():.1f}",
             f"{rp.arm_summary(rows, name)['channel_uses']:.3g}",
-            f"{rp.arm_summary(rows, name)['joules']:.3g}",
+            f"{rp.arm_summary(rows, name)['energy']:.3g}",
         ]
         for name in names
     ]
     header = [
-        "arm", "accuracy (%)", "loss", "ms an edge round", "mean rho (%)", "weights sent (%)",
+        "arm", "accuracy (%)", "loss", "ms an edge round", "mean ratio (%)", "weights sent (%)",
         "channel uses", "joules",
     ]  # fmt: skip
     heading = f"After {config.run.rounds} cloud rounds, {rp.over_seeds(config.run.seeds)}"

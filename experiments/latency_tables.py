@@ -120,11 +120,11 @@ def allocation_table(found: dict[str, Rounds]) -> str:
             f"{100 * rounds.exact.mean():.1f}",
             str(rp.interval(worse_gets_more(rounds))),
             str(rp.interval(worse_gets_more(rounds, inside=True))),
-            f"{100 * rounds.joules.mean():.0f}",
+            f"{100 * rounds.energy.mean():.0f}",
             f"{100 * rounds.weights.mean():.0f}",
         ])  # fmt: skip
     header = [
-        "setting", "mean rho (%)", "least", "largest", "feasible (%)", "T_min (ms)",
+        "setting", "mean ratio (%)", "least", "largest", "feasible (%)", "T_min (ms)",
         "(34)/(54) optimal (%)", "worse gets more (% of pairs)", "of unclipped pairs",
         "joules (% of unpruned)", "weights sent (%)",
     ]  # fmt: skip

@@ -222,7 +222,7 @@ def test_seconds_are_the_slowest_edge_servers():
     of = np.asarray(tiers.of)
     slowest = [seconds[:, of == g].max(1).sum() for g in range(3)]
     np.testing.assert_allclose(info.cost.seconds[0], max(slowest), rtol=1e-5)
-    joules = np.stack([a.state.joules for a in air]).astype(np.float64).sum()
+    joules = np.stack([a.state.energy for a in air]).astype(np.float64).sum()
     np.testing.assert_allclose(info.cost.energy[0], joules, rtol=1e-5)
     # What was allocated, and what the devices kept and sent for it.
     ratio, share = (np.stack([getattr(a, n) for a in air]) for n in ("ratio", "share"))

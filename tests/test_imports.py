@@ -74,7 +74,7 @@ def test_rooms(path):
         assert used == set()
     elif here == "report":
         assert used <= {"report", "runs", "config", "__version__"}
-    elif here == "runs" and path.stem not in ("experiment", "loop", "checkpoint"):
+    elif here == "runs" and path.stem not in ("execution", "loop", "checkpoint"):
         assert used <= {"runs"}
     elif here == "runs":
         assert not used & {"report", "studies", "airnet", "cli"}

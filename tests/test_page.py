@@ -196,7 +196,7 @@ def test_numbers_are_those_of_the_rows(one, folder):
             str(7 * ROUNDS), f"{total['energy']:.4g}", f"{sum(r['seconds'] for r in mine) / 3:g}",
         ]  # fmt: skip
         assert float(cost[6]) == pytest.approx(summary["seconds"])
-        assert float(cost[5]) == pytest.approx(summary["joules"], rel=1e-3)
+        assert float(cost[5]) == pytest.approx(summary["energy"], rel=1e-3)
     clients = one.table("arm", "0–")
     assert [line[0] for line in clients] == list(ARMS)
     assert all(line[1:] == [""] * 18 + ["3", "27"] for line in clients)

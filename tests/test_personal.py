@@ -16,7 +16,7 @@ from experiments import personalization
 from fedprune import backend, link, local, prune, resources, rng, tree
 from fedprune import build as build_stages
 from fedprune import config as cfg
-from fedprune.runs import RunDirectory, experiment, loop
+from fedprune.runs import RunDirectory, execution, loop
 from fedprune.runs.checkpoint import CheckpointError
 from fedprune.studies import latency
 from fedprune.types import Clients, Model, Personal, Trained
@@ -401,7 +401,7 @@ def test_what_is_kept_of_clients_is_said_and_refused_where_it_has_no_room(
     """The bytes of the arrays of a run's own state, and of what is on each device afterwards."""
     config, arm = small(), cfg.Arm("limit-25", {})
     caplog.set_level(logging.INFO, "fedprune")
-    plan = experiment.plan(config, [arm])
+    plan = execution.plan(config, [arm])
     (said,) = [r.getMessage() for r in caplog.records if "are kept of" in r.getMessage()]
     program = plan.programs[0]
     state = program.start().state
@@ -410,18 +410,18 @@ def test_what_is_kept_of_clients_is_said_and_refused_where_it_has_no_room(
     assert plan.checkpoints == whole
     assert store > 0
     clients = config.data.clients
-    assert said.startswith(f"program0: {experiment._bytes(store)} are kept of {clients} clients")
-    assert said.endswith(f"{experiment._bytes(whole)} in a checkpoint")
+    assert said.startswith(f"program0: {execution._bytes(store)} are kept of {clients} clients")
+    assert said.endswith(f"{execution._bytes(whole)} in a checkpoint")
 
     disk = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=whole - 1))
     with RunDirectory(tmp_path / "run", cfg.to_json(config)) as directory:
         with pytest.raises(CheckpointError, match="of room, but a checkpoint of all runs has"):
-            experiment.execute(plan, directory)
+            execution.execute(plan, directory)
         assert not (directory.path / "checkpoints").exists()
     monkeypatch.setattr(backend, "memory", lambda: float(whole - 1))
     with pytest.raises(cfg.ConfigError, match=f"^data.clients={clients}: what runs hold between"):
-        experiment.plan(config, [arm])
+        execution.plan(config, [arm])
 
 
 @pytest.mark.parametrize("devices", [1, 4])
@@ -455,7 +455,7 @@ def test_interrupted_run_ends_like_an_unbroken_one(tmp_path, monkeypatch):
 
     def run(folder):
         with RunDirectory(tmp_path / folder, cfg.to_json(config)) as directory:
-            experiment.execute(experiment.plan(config, [arm]), directory)
+            execution.execute(execution.plan(config, [arm]), directory)
         return (tmp_path / folder / "metrics.jsonl").read_text(), Kept.last
 
     rows, state = run("unbroken")

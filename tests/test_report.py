@@ -53,7 +53,7 @@ def test_curves_and_summary():
     assert summary["accuracy_mean"] == pytest.approx(0.405)
     assert (summary["seeds"], summary["rounds"], summary["kept_weights"]) == (2, 3, 10)
     assert (summary["channel_uses"], summary["side_information"]) == (15, 6)
-    assert (summary["seconds"], summary["joules"]) == (1.5, 6.0)
+    assert (summary["seconds"], summary["energy"]) == (1.5, 6.0)
     assert summary["excluded_updates"] == 2
 
 
@@ -88,8 +88,8 @@ def test_infinite_costs_and_losses_that_are_no_numbers(tmp_path):
     report.write_summary(tmp_path, "e", {"variant": "v"}, rows, ["a"], {}, [])
     text = (tmp_path / "summary.json").read_text()
     (arm,) = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["arms"]
-    assert float(arm["joules"]) == np.inf
-    assert (arm["joules"], arm["seconds"], arm["loss_mean"]) == ("inf", 4.0, None)
+    assert float(arm["energy"]) == np.inf
+    assert (arm["energy"], arm["seconds"], arm["loss_mean"]) == ("inf", 4.0, None)
 
 
 def test_few_seeds_have_no_interval_and_say_so():

@@ -17,7 +17,7 @@ from fedprune.cli.experiments import Experiment, where
 
 if TYPE_CHECKING:
     from fedprune import runs
-    from fedprune.runs import experiment as engine
+    from fedprune.runs import execution
 
 
 class Job(NamedTuple):
@@ -106,12 +106,11 @@ def _run(job: Job, stop: threading.Event, before: Mapping[signal.Signals, Any]) 
     """
     from fedprune import processes, profile, runs
     from fedprune.report import page
-    from fedprune.runs import experiment as engine
-    from fedprune.runs import loop
+    from fedprune.runs import execution, loop
 
     with contextlib.ExitStack() as stack:
         try:
-            plan = processes.together(lambda: engine.plan(job.config, job.arms))
+            plan = processes.together(lambda: execution.plan(job.config, job.arms))
         except ValueError as e:  # of the configuration; later it is none
             raise PlanError(e) from e
         processes.require_same(lambda: _facts(plan))
@@ -123,7 +122,7 @@ def _run(job: Job, stop: threading.Event, before: Mapping[signal.Signals, Any]) 
             return _profile(plan, job.workdir)
         directory = processes.together(lambda: _open(job, stack))
         try:
-            rows = engine.execute(plan, directory, stop.is_set)
+            rows = execution.execute(plan, directory, stop.is_set)
         except loop.Stopped:
             processes.part()
             if directory:
@@ -199,7 +198,7 @@ def quiet() -> None:
     sys.unraisablehook = unraisable
 
 
-def _facts(plan: engine.Plan) -> dict[str, Any]:
+def _facts(plan: execution.Plan) -> dict[str, Any]:
     """In what all processes must agree, by name."""
     import jax
 
@@ -222,7 +221,7 @@ def _facts(plan: engine.Plan) -> dict[str, Any]:
     }
 
 
-def _profile(plan: engine.Plan, folder: Path) -> str:
+def _profile(plan: execution.Plan, folder: Path) -> str:
     """Traces one round (and its evaluation) of a plan's first program; a table of time by stage."""
     import jax
 

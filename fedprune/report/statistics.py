@@ -110,6 +110,6 @@ def arm_summary(rows: Sequence[Row], arm: str) -> dict[str, Any]:
         "channel_uses": sum(_cost(row, "channel_uses") for row in mine) / seeds,
         "side_information": sum(_cost(row, "side_information") for row in mine) / seeds,
         "seconds": sum(_cost(row, "seconds") for row in mine) / seeds,
-        "joules": sum(_cost(row, "energy") for row in mine) / seeds,
+        "energy": sum(_cost(row, "energy") for row in mine) / seeds,
         "excluded_updates": sum(row["excluded"] for row in mine),
     }

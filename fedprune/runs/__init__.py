@@ -1,6 +1,6 @@
 """Runs on the host: their directories and rows, and how an experiment is run in one.
 
-``runs.experiment``, ``runs.loop`` and ``runs.checkpoint`` need JAX and are imported by themselves.
+``runs.execution``, ``runs.loop`` and ``runs.checkpoint`` need JAX and are imported by themselves.
 """
 
 from fedprune.runs.directory import LOCK as LOCK
