@@ -1,4 +1,7 @@
-"""Rounds: a federated algorithm put together from its stages."""
+"""Rounds: a federated algorithm put together from its stages.
+
+``rounds.hierarchical``, for devices, edge servers and a cloud, is imported by itself.
+"""
 
 from fedprune.rounds.agreement import population as population
 from fedprune.rounds.flat import build as build
