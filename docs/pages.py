@@ -166,7 +166,10 @@ def _write(path: Path, text: str) -> None:
 
 
 def reference(room: str) -> str:
-    """The page of a room: its docstring and those of its public names, file by file."""
+    """The page of a room: its docstring and those of its public names, file by file.
+
+    A module that is imported by itself is there as a whole if the room's docstring names it.
+    """
     file = ROOT / PACKAGE / room
     if not file.is_dir():
         tree = _parsed(file.with_suffix(".py"))
@@ -183,6 +186,9 @@ def reference(room: str) -> str:
                     names = exported.setdefault(node.module.rpartition(".")[2], set())
                     if names is not None:
                         names.add(alias.name)
+    for module in re.findall(rf"``{room}\.(\w+)``", ast.get_docstring(tree) or ""):
+        if (file / f"{module}.py").exists():
+            exported[module] = None
     parts = _head(f"{PACKAGE}.{room}", tree, 1)
     for module, names in exported.items():
         inner = _parsed(file / f"{module}.py")

@@ -44,7 +44,7 @@ from fedprune.airnet import Case, Net
 from fedprune.airnet import arms as arms
 from fedprune.config import spec
 from fedprune.report import Rule
-from fedprune.writer import Row
+from fedprune.runs import Row
 
 VARIANTS = ("fast", "full", "paper")
 

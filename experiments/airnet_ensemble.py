@@ -37,7 +37,7 @@ from fedprune import airnet
 from fedprune.airnet import Case, Net
 from fedprune.airnet import arms as arms
 from fedprune.report import Rule
-from fedprune.writer import Row
+from fedprune.runs import Row
 
 VARIANTS = ("fast", "full", "paper")
 

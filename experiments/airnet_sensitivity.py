@@ -27,7 +27,7 @@ from fedprune import report as rp
 from fedprune.airnet import Case, Net
 from fedprune.airnet import arms as arms
 from fedprune.report import Rule
-from fedprune.writer import Row
+from fedprune.runs import Row
 
 VARIANTS = ("fast", "full", "paper")
 

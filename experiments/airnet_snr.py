@@ -28,7 +28,7 @@ from fedprune.airnet import Point
 from fedprune.airnet import arms as arms
 from fedprune.config import to_json
 from fedprune.report import Rule
-from fedprune.writer import Row
+from fedprune.runs import Row
 
 VARIANTS = ("fast", "full", "paper", "paper_resnet")
 

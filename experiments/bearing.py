@@ -44,8 +44,8 @@ import numpy as np
 from fedprune import build, data
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, spec, to_json
+from fedprune.runs import Row
 from fedprune.studies.bearing import LAST, setting
-from fedprune.writer import Row
 
 VARIANTS = ("fast",)
 METHODS = {"one-shot": "One-shot pruning", "iterative": "Iterative pruning"}

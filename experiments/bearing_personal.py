@@ -28,9 +28,9 @@ from pathlib import Path
 
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
+from fedprune.runs import Row
 from fedprune.studies.bearing import LAST, setting
 from fedprune.studies.personal import client_table, points
-from fedprune.writer import Row
 
 VARIANTS = ("fast",)
 LAYERS = {"conv": ("Conv",), "head": ("Dense_1",)}

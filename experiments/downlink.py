@@ -32,7 +32,7 @@ from typing import Any
 
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
-from fedprune.writer import Row
+from fedprune.runs import Row
 
 VARIANTS = ("fast", "full")
 ANALOG = {"downlink.link": "analog"}

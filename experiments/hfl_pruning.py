@@ -43,8 +43,8 @@ from pathlib import Path
 
 from fedprune import report as rp
 from fedprune.config import Arm, Config, spec, to_json
+from fedprune.runs import Row
 from fedprune.studies.hfl import LITERAL, setting
-from fedprune.writer import Row
 
 VARIANTS = ("fast", "full", "mnist", "cifar10", "paper")
 

@@ -31,9 +31,9 @@ from jax import lax
 from fedprune import build, data, local, rng, run, theory, tree
 from fedprune import report as rp
 from fedprune.config import PRUNABLE, Arm, Config, ConfigError, to_json
+from fedprune.runs import Row
 from fedprune.studies.hfl import setting
 from fedprune.types import Clients, Model, Params
-from fedprune.writer import Row
 
 VARIANTS = ("fast",)
 BATCHES = 8

@@ -38,6 +38,7 @@ import numpy as np
 from fedprune import allocation, channel, resources, rng
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
+from fedprune.runs import Row
 from fedprune.studies.latency import (
     BANDWIDTH,
     DENSE,
@@ -49,7 +50,6 @@ from fedprune.studies.latency import (
     Rounds,
     simulate,
 )
-from fedprune.writer import Row
 
 VARIANTS = ("all",)
 
@@ -120,11 +120,11 @@ def allocation_table(found: dict[str, Rounds]) -> str:
             f"{100 * rounds.exact.mean():.1f}",
             str(rp.interval(worse_gets_more(rounds))),
             str(rp.interval(worse_gets_more(rounds, inside=True))),
-            f"{100 * rounds.joules.mean():.0f}",
+            f"{100 * rounds.energy.mean():.0f}",
             f"{100 * rounds.weights.mean():.0f}",
         ])  # fmt: skip
     header = [
-        "setting", "mean rho (%)", "least", "largest", "feasible (%)", "T_min (ms)",
+        "setting", "mean ratio (%)", "least", "largest", "feasible (%)", "T_min (ms)",
         "(34)/(54) optimal (%)", "worse gets more (% of pairs)", "of unclipped pairs",
         "joules (% of unpruned)", "weights sent (%)",
     ]  # fmt: skip

@@ -42,7 +42,7 @@ from typing import Any
 
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
-from fedprune.writer import Row
+from fedprune.runs import Row
 
 VARIANTS = ("fast", "noniid")
 CLAIMS = [
@@ -129,7 +129,7 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
                 f"{s['channel_uses']:.3g}",
                 f"{s['side_information']:.3g}",
                 f"{s['seconds']:.3g}",
-                f"{s['joules']:.3g}",
+                f"{s['energy']:.3g}",
             ]
         )
     header = ["masks", "accuracy (%)", "channel uses", "side information", "seconds", "joules"]

@@ -85,8 +85,8 @@ import numpy as np
 
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, spec, to_json
+from fedprune.runs import Row
 from fedprune.studies.ota import OWN, PARTICIPATION, Condition, accuracy, claims, stated
-from fedprune.writer import Row
 
 VARIANTS = ("fast", "fashion", "noniid", "snr", "paper")
 METHODS = {

@@ -26,7 +26,7 @@ from typing import Any
 
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
-from fedprune.writer import Row
+from fedprune.runs import Row
 
 VARIANTS = ("fast",)
 UPLINKS: dict[str, dict[str, Any]] = {
@@ -77,7 +77,7 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
             f"{s['channel_uses']:.3g}",
             f"{digital[name.split('/')[1]] / s['channel_uses']:.1f}",
             f"{s['seconds']:.3g}",
-            f"{s['joules']:.3g}",
+            f"{s['energy']:.3g}",
         ]
         for name, s in summaries.items()
     ]

@@ -74,9 +74,9 @@ import numpy as np
 from fedprune import report as rp
 from fedprune import resources
 from fedprune.config import Arm, Config, ConfigError, spec, to_json
+from fedprune.runs import Row
 from fedprune.studies import latency
 from fedprune.studies.personal import LAST, client_table, points
-from fedprune.writer import Row
 
 VARIANTS = ("fast", "dirichlet", "full", "paper")
 CLASSES, PIXELS = 10, 28
@@ -187,9 +187,9 @@ def cost_table(rows: Sequence[Row], names: Sequence[str]) -> str:
                 str(rp.interval(1e3 * _mean(rows, name, "seconds"))),
                 str(rp.interval(100 * _mean(rows, name, "ratio"))),
                 f"{summary['channel_uses']:.3g}",
-                f"{summary['joules']:.3g}",
+                f"{summary['energy']:.3g}",
             ])  # fmt: skip
-    return rp.table(["arm", "ms a round", "mean rho (%)", "channel uses", "joules"], body)
+    return rp.table(["arm", "ms a round", "mean ratio (%)", "channel uses", "joules"], body)
 
 
 def width_table(config: Config) -> str:
@@ -201,7 +201,7 @@ def width_table(config: Config) -> str:
         took = [str(rp.interval(found.milliseconds[scheme].mean(1))) for scheme in latency.SCHEMES]
         body.append([f"{weights:,}", *took, str(rp.interval(100 * found.ratio.mean((1, 2))))])
     body.append(["Table I", "25", "38", "38", "55", "–"])
-    return rp.table(["global weights", *latency.SCHEMES.values(), "mean rho (%)"], body)
+    return rp.table(["global weights", *latency.SCHEMES.values(), "mean ratio (%)"], body)
 
 
 def _mean(rows: Sequence[Row], arm: str, column: str) -> np.ndarray:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from fedprune import report as rp
 from fedprune.config import Arm, Config, ConfigError, to_json
-from fedprune.writer import Row
+from fedprune.runs import Row
 
 VARIANTS = ("fast", "tiny")
 ARM = "run"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fedprune import prune as prune
     from fedprune import resources as resources
     from fedprune import rng as rng
-    from fedprune import round as round
+    from fedprune import rounds as rounds
     from fedprune import run as run
     from fedprune import server as server
     from fedprune import theory as theory
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = (
     *("algorithms", "allocation", "backend", "channel", "coding", "data", "link", "local", "mesh"),
-    *("models", "nn", "payload", "prune", "resources", "rng", "round", "run", "server", "theory"),
+    *("models", "nn", "payload", "prune", "resources", "rng", "rounds", "run", "server", "theory"),
     "tree",
 )
 
 
 def __getattr__(name: str) -> Any:
-    """A room, as ``fedprune.round``, imported now."""
+    """A room, as ``fedprune.rounds``, imported now."""
     whole = f"{__name__}.{name}"
     if not name.startswith("_"):
         try:

@@ -23,12 +23,12 @@ from fedprune import (
     processes,
     prune,
     resources,
+    rounds,
     tree,
 )
 from fedprune import config as cfg
-from fedprune import round as rounds
 from fedprune.data.partition import Partitioner
-from fedprune.round import hierarchical
+from fedprune.rounds import hierarchical
 from fedprune.types import LocalUpdate, Model, Personal, Pruner, Uplink
 
 

@@ -30,7 +30,7 @@ STAGES = {
     "allocation": "uplink",
     "server": "server, participation",
     "mesh": "sums over clients and devices",
-    "round": "round: masks, checks, counts",
+    "rounds": "round: masks, checks, counts",
     "bill": "round: masks, checks, counts",
     "rng": "random keys",
     "tree": "round: masks, checks, counts",

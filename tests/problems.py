@@ -37,7 +37,7 @@ def cnn(shape=(8, 8, 1)):
 
 def algorithm(model, layout, clients=13, cohort=11, ratio=0.8, optimizer=None, **local):
     """Iterative pruning over the air with partial participation: everything that can differ."""
-    return fp.round.build(
+    return fp.rounds.build(
         local=fp.local.sgd(
             model, optimizer or optax.sgd(0.1, 0.9), **{"batch": 6, "steps": 3, **local}
         ),

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from experiments import bearing as experiment_file
-from fedprune import build, data, experiment, models
+from fedprune import build, data, models
 from fedprune import config as cfg
 from fedprune.data import bearing
-from fedprune.writer import RunDirectory
+from fedprune.runs import RunDirectory, execution
 
 # Windows of each recording (class, load), in the order of the file.
 RECORDINGS = {(0, 0): 10, (0, 1): 5, (1, 0): 9, (1, 1): 12, (2, 0): 3}
@@ -235,10 +235,10 @@ def test_experiment_on_a_tiny_set(tmp_path, caplog):
     config.pruning.start, config.pruning.every, config.pruning.steps = 2, 1, 3
     config.mesh.devices = 2
     with caplog.at_level(logging.INFO):
-        plan = experiment.plan(config, experiment_file.arms(config))
+        plan = execution.plan(config, experiment_file.arms(config))
     assert "partition group of seed 0" in caplog.text
     with RunDirectory(str(tmp_path / "run"), cfg.to_json(config)) as directory:
-        rows = experiment.execute(plan, directory)
+        rows = execution.execute(plan, directory)
         text = experiment_file.report(config, rows, directory.path)
     last = {r["arm"]: r for r in rows if r["round"] == 14 and r["seed"] == 0}
     assert set(last) == {

@@ -23,7 +23,7 @@ THRESHOLD = 0.9
 def algorithm(hyper=None, devices=1, uplink=None, train=None, **weights):
     given = WEIGHTS | weights | (hyper or {})
     air = link.over_the_air(300.0, "common", fading=channel.block_fading(), threshold=THRESHOLD)
-    return fp.round.build(
+    return fp.rounds.build(
         local=train or fp.local.sgd(MODEL, optax.sgd(LR), BATCH, STEPS),
         uplink=air if uplink is None else uplink,
         server=fp.server.average(),

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from fedprune import checkpoint
-from fedprune.checkpoint import CheckpointError, Checkpoints, leaves_of, rebuild
+from fedprune.runs import checkpoint
+from fedprune.runs.checkpoint import CheckpointError, Checkpoints, leaves_of, rebuild
 
 ROOT = Path(__file__).parents[1]
 
@@ -116,7 +116,7 @@ def test_damage_is_harmless_or_found(saved, tmp_path, caplog, damage):
         caplog.clear()
         step, state = restored(folder)
         assert state == good[step], name
-        says = [r.getMessage() for r in caplog.records if r.name == "fedprune.checkpoint"]
+        says = [r.getMessage() for r in caplog.records if r.name == "fedprune.runs.checkpoint"]
         if step == 6:
             assert not says
             assert files(folder) == before
@@ -184,7 +184,7 @@ FULL_DISK = """
     import resource, sys
     import numpy as np
     from pathlib import Path
-    from fedprune.checkpoint import CheckpointError, Checkpoints
+    from fedprune.runs.checkpoint import CheckpointError, Checkpoints
 
     checkpoints = Checkpoints(Path(sys.argv[1]))
     for step in map(int, sys.argv[2:]):
@@ -232,7 +232,7 @@ KILLED_SAVES = """
     import os, signal, sys
     import numpy as np
     from pathlib import Path
-    from fedprune.checkpoint import Checkpoints
+    from fedprune.runs.checkpoint import Checkpoints
 
     def save(folder, last):
         "Saves a third state, and dies when it has touched so many files."

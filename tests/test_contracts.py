@@ -12,10 +12,11 @@ import pytest
 from problems import federation, leaves, mlp, same
 
 import fedprune as fp
-from fedprune import bill, channel, link, loop, resources, rng
+from fedprune import bill, channel, link, resources, rng
 from fedprune import config as cfg
 from fedprune.algorithms import feddst, prunefl, scaffold
-from fedprune.round import Edges, Stratum, hierarchical
+from fedprune.rounds import Edges, Stratum, hierarchical
+from fedprune.runs import loop
 from fedprune.types import (
     SCOPES,
     Air,
@@ -51,7 +52,7 @@ def towards(key, t, params, mask, client):
 
 def build(layout=None, **stages):
     given = {"local": towards, "uplink": link.ideal(), "server": fp.server.average()}
-    return fp.round.build(**given | stages, layout=layout or fp.mesh.make(clients=1))
+    return fp.rounds.build(**given | stages, layout=layout or fp.mesh.make(clients=1))
 
 
 def run(make, model, clients, rounds, hyper=(), arms=1, arms_per_chunk=None, size=None):

@@ -9,7 +9,7 @@ from problems import federation, mlp
 
 import fedprune as fp
 from fedprune import allocation, link, local, resources, server
-from fedprune.round import Edges, hierarchical
+from fedprune.rounds import Edges, hierarchical
 from fedprune.types import Air, Cohort, Participation, Uplink
 
 K = 5
@@ -38,7 +38,7 @@ def traced(clients=K, tiers=None, data=None, **stages):
     """Traces one round with the data of K clients, and nothing more."""
     layout = fp.mesh.make(clients=1)
     stages = {"local": trainer(), "uplink": link.ideal(), "participation": server.full(K)} | stages
-    build = fp.round.build if tiers is None else hierarchical.build
+    build = fp.rounds.build if tiers is None else hierarchical.build
     algorithm = build(server=server.average(), layout=layout, **stages, **(tiers or {}))
     key, state = jax.random.key(0), jax.eval_shape(algorithm.init, MODEL.init(jax.random.key(0)))
     step = fp.mesh.spread(algorithm.step, layout, (0, 0, 0), 0)
@@ -126,7 +126,7 @@ def test_counts_that_agree_pass():
 def test_clients_of_an_evaluation():
     layout = fp.mesh.make(clients=1)
     evaluate = fp.run.client_evaluation(MODEL, layout, 4)
-    state = fp.round.initial(MODEL.init(jax.random.key(0)), None, server.average())
+    state = fp.rounds.initial(MODEL.init(jax.random.key(0)), None, server.average())
     with pytest.raises(ValueError, match="evaluation: for 4 clients, but the data has 5"):
         jax.eval_shape(fp.mesh.spread(evaluate, layout, (0, 0), 0), state, federation(K))
 
@@ -134,7 +134,7 @@ def test_clients_of_an_evaluation():
 def test_a_personal_state_of_other_clients():
     layout = fp.mesh.make(clients=1)
     stages = {"uplink": link.ideal(), "server": server.average(), "layout": layout}
-    build = lambda clients: fp.round.build(
+    build = lambda clients: fp.rounds.build(
         **OWN, **stages, participation=server.full(K), personal=local.copies(clients)
     )
     train = federation(K)

@@ -152,16 +152,16 @@ def test_a_noisy_downlink_is_a_noisy_step():
         "layout": fp.mesh.make(clients=1),
     }
     step = {"batch": 6, "steps": 1}
-    through = fp.round.build(
+    through = fp.rounds.build(
         local=local.sgd(model, optax.sgd(0.2), **step),
         downlink=Downlink(lambda key, params, mask: shift(params), lambda *_: seven),
         **common,
     )
-    inside = fp.round.build(
+    inside = fp.rounds.build(
         local=local.sgd(model, optax.sgd(0.2), reception=lambda k, n, p, m: shift(p), **step),
         **common,
     )
-    plain = fp.round.build(local=local.sgd(model, optax.sgd(0.2), **step), **common)
+    plain = fp.rounds.build(local=local.sgd(model, optax.sgd(0.2), **step), **common)
     runs = [fp.run.simulate(a, model, clients, clients, 3) for a in (through, inside, plain)]
     assert distance(runs[0][0].params, runs[1][0].params) < 1e-5
     assert distance(runs[2][0].params, runs[1][0].params) > 1e-3
@@ -198,7 +198,7 @@ def test_steps_are_counted_over_rounds(steps):
 def test_every_client_hears_noise_of_its_own_and_one_broadcast_is_billed():
     clients, model = federation(5), mlp()
     down = link.analog(0.0)
-    still = fp.round.build(
+    still = fp.rounds.build(
         local=lambda key, t, params, mask, client: fp.types.Trained(params, jnp.float32(0)),
         uplink=link.ideal(),
         server=fp.types.Server(lambda p: (), lambda s, outcome: (outcome.update, s)),
@@ -231,9 +231,11 @@ def test_clients_one_by_one(family):
         "participation": fp.server.full(4),
         "layout": fp.mesh.make(clients=2),
     }
-    noisy, info, _ = fp.run.simulate(fp.round.build(uplink=up, **parts), model, clients, clients, 1)
+    noisy, info, _ = fp.run.simulate(
+        fp.rounds.build(uplink=up, **parts), model, clients, clients, 1
+    )
     clean, _, _ = fp.run.simulate(
-        fp.round.build(uplink=link.ideal(), **parts), model, clients, clients, 1
+        fp.rounds.build(uplink=link.ideal(), **parts), model, clients, clients, 1
     )
     start = jax.jit(model.init)(rng.stream(jax.random.key(0), "init"))
     updates = [jax.tree.map(jnp.subtract, s.params, start) for s in (noisy, clean)]

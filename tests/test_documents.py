@@ -141,6 +141,13 @@ def test_reference_has_every_public_name():
         assert module.__doc__.splitlines()[0].split("``")[0].split("_")[0] in text
 
 
+@pytest.mark.parametrize(
+    ("room", "name"), [("rounds", "hierarchical.build"), ("runs", "execution.plan")]
+)
+def test_reference_has_modules_that_are_imported_by_themselves(room, name):
+    assert f"# {room}.{name}\n" in pages.reference(room)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_headings_of_notebooks(path):
     """A title, then sections."""

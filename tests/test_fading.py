@@ -225,7 +225,7 @@ def test_noise_under_fading():
 
 
 def algorithm(threshold, layout, **fading):
-    return fp.round.build(
+    return fp.rounds.build(
         local=fp.local.sgd(mlp(), optax.sgd(0.1), batch=5, steps=2),
         uplink=link.over_the_air(
             10.0, "common", fading=channel.block_fading(**fading), threshold=threshold

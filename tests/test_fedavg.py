@@ -9,14 +9,14 @@ from problems import algorithm, candidates, cnn, distance, federation, leaves, m
 
 import fedprune as fp
 from fedprune import rng
-from fedprune.round import hierarchical
+from fedprune.rounds import hierarchical
 from fedprune.types import Model, Participation, Uplink
 
 STEPS, BATCH, LR, ROUNDS, SEED = 4, 5, 0.2, 3, 3
 
 
 def ideal(model, layout, clients, **local):
-    return fp.round.build(
+    return fp.rounds.build(
         local=fp.local.sgd(model, local.pop("optimizer", optax.sgd(LR)), batch=BATCH, **local),
         uplink=fp.link.ideal(),
         participation=fp.server.full(clients),
@@ -108,7 +108,7 @@ def test_arms_together_agree_with_arms_alone():
     }
 
     def build(h):
-        return fp.round.build(
+        return fp.rounds.build(
             local=fp.local.sgd(model, optax.sgd(h["lr"], 0.9), batch=6, steps=3),
             pruner=fp.prune.scheduled(fp.prune.iterative(h["ratio"], h["start"], 1, h["steps"])),
             uplink=fp.link.over_the_air(h["snr_db"], "receiver"),
@@ -154,7 +154,7 @@ def test_a_bad_client_leaves_no_trace(normalisation, value):
     model, layout = mlp(), fp.mesh.make(clients=2, reduction="strict")
 
     def final(clients, participation):
-        algo = fp.round.build(
+        algo = fp.rounds.build(
             local=fp.local.sgd(model, optax.sgd(0.1), batch=5, steps=3),
             uplink=fp.link.over_the_air(10.0, normalisation),
             participation=participation,
@@ -174,7 +174,7 @@ def test_a_bad_client_leaves_no_trace(normalisation, value):
 def test_all_clients_bad_keeps_the_model():
     model, clients = mlp(), federation(6)
     clients = clients._replace(examples=clients.examples * np.nan)
-    algo = fp.round.build(
+    algo = fp.rounds.build(
         local=fp.local.sgd(model, optax.sgd(0.1), batch=5, steps=3),
         uplink=fp.link.over_the_air(10.0, "device"),
         participation=fp.server.full(6),
@@ -205,7 +205,7 @@ def in_round_one(update=None, server=None, tiers=None):
         return received._replace(update=changed)
 
     link = Uplink(prepare, plain.encode, finish)
-    build = fp.round.build if tiers is None else hierarchical.build
+    build = fp.rounds.build if tiers is None else hierarchical.build
     algo = build(
         local=fp.local.sgd(model, optax.sgd(0.1), batch=5, steps=3),
         uplink=link,
@@ -224,7 +224,7 @@ def test_a_received_update_that_is_not_finite_is_not_applied(value, tiers):
     given = {}
     if tiers:
         of = jnp.asarray([0, 0, 0, 1, 1, 1])
-        given["tiers"] = {"edges": fp.round.Edges(of, 2), "edge_rounds": 1}
+        given["tiers"] = {"edges": fp.rounds.Edges(of, 2), "edge_rounds": 1}
         given["tiers"]["cloud"] = fp.link.ideal()
     expected, info = in_round_one(**given)
     np.testing.assert_array_equal(info.rejected, 0)
@@ -349,7 +349,7 @@ def test_server_masks_hold_after_aggregation():
 
 def test_client_masks_leave_the_server_dense():
     model, clients = mlp(), federation(13)
-    algo = fp.round.build(
+    algo = fp.rounds.build(
         local=fp.local.sgd(model, optax.sgd(0.1), batch=5, steps=2),
         uplink=fp.link.over_the_air(10.0, "common"),
         pruner=fp.prune.scheduled(fp.prune.constant(0.7), scope="client"),

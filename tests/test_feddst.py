@@ -31,7 +31,7 @@ def sgd(model, part):
 def algorithm(density=DENSITY, uplink=None, layout=None):
     model = mlp()
     parts = sgd(model, "before"), sgd(model, "after")
-    return fp.round.build(
+    return fp.rounds.build(
         local=feddst.train(model, *parts, share, BATCH),
         pruner=feddst.pruner(density),
         uplink=uplink or fp.link.ideal(),

@@ -16,7 +16,7 @@ from fedprune import build as build_stages
 from fedprune import config as cfg
 from fedprune import link, local, prune, resources, rng
 from fedprune.link.ofdma import SCHEMES
-from fedprune.round import Edges, hierarchical
+from fedprune.rounds import Edges, hierarchical
 from fedprune.types import Cohort
 
 MODEL = mlp()
@@ -87,7 +87,7 @@ def test_against_a_numpy_loop(weighting):
 def test_one_edge_round_of_equal_edges_is_the_flat_round(tiers):
     """The mean over equal edges of their means is the mean over all; any layout of devices."""
     layout = fp.mesh.make(clients=2)
-    flat = fp.round.build(
+    flat = fp.rounds.build(
         local=sgd(), uplink=link.ideal(), server=fp.server.average(), layout=layout,
         participation=fp.server.full(25), weighting="plain",
     )  # fmt: skip
@@ -222,7 +222,7 @@ def test_seconds_are_the_slowest_edge_servers():
     of = np.asarray(tiers.of)
     slowest = [seconds[:, of == g].max(1).sum() for g in range(3)]
     np.testing.assert_allclose(info.cost.seconds[0], max(slowest), rtol=1e-5)
-    joules = np.stack([a.state.joules for a in air]).astype(np.float64).sum()
+    joules = np.stack([a.state.energy for a in air]).astype(np.float64).sum()
     np.testing.assert_allclose(info.cost.energy[0], joules, rtol=1e-5)
     # What was allocated, and what the devices kept and sent for it.
     ratio, share = (np.stack([getattr(a, n) for a in air]) for n in ("ratio", "share"))

@@ -199,7 +199,7 @@ def own_round(layout, division, clients=13):
 
     schedule = prune.iterative(0.8, start=1, every=2, steps=2)
     values = link.over_the_air(10.0, "common")
-    return fp.round.build(
+    return fp.rounds.build(
         local=local.own_masks(sgd(1), sgd(2), prune.selection(), lambda t, client: schedule(t)),
         pruner=prune.scheduled(schedule, scope="own"),
         uplink=values if division == "all" else link.holders(values, values, 0.5 / 11),

@@ -18,9 +18,8 @@ import pytest
 
 from experiments import ota_pruning, single
 from fedprune import config as cfg
-from fedprune import experiment
 from fedprune.cli import once
-from fedprune.writer import read_rows
+from fedprune.runs import execution, read_rows
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "--config=experiments/ota_pruning.py:fast"
@@ -146,7 +145,7 @@ def test_a_network_that_has_no_room_is_refused():
     for hidden, says in (((999_999,) * 2, "GiB of memory"), ((60_000,) * 2, "fewer than 2^31")):
         changed = cfg.override(config, {"model.mlp.hidden": hidden})
         with pytest.raises(cfg.ConfigError, match=f"^model.name='mlp': .*{re.escape(says)}"):
-            experiment.plan(changed, single.arms(changed))
+            execution.plan(changed, single.arms(changed))
 
 
 def test_missing_data_and_foreign_directories_are_refused(tmp_path):
@@ -414,7 +413,7 @@ def test_profile(tmp_path):
 
 
 def test_a_directory_in_use_is_refused(tmp_path):
-    from fedprune.writer import RunDirectory, RunDirectoryError
+    from fedprune.runs import RunDirectory, RunDirectoryError
 
     with (
         RunDirectory(tmp_path / "run", {"a": 1}),

@@ -308,7 +308,7 @@ def test_the_configuration_reaches_training():
 
     def by_hand(prox=None, weight_decay=None, clip=None, decay=None):
         optimizer = fp.local.adjusted(optax.sgd(0.1, 0.9), weight_decay, clip)
-        algorithm = fp.round.build(
+        algorithm = fp.rounds.build(
             local=fp.local.sgd(model, optimizer, batch=4, steps=5, prox=prox, decay=decay),
             uplink=fp.link.ideal(),
             participation=fp.server.full(4),

@@ -21,12 +21,12 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from experiments import ota_pruning
-from fedprune import build, checkpoint, loop, run
+from fedprune import build, run
 from fedprune import config as cfg
-from fedprune.checkpoint import CheckpointError
-from fedprune.round import RoundInfo
+from fedprune.rounds import RoundInfo
+from fedprune.runs import LOCK, RunDirectory, RunDirectoryError, checkpoint, checksum, loop
+from fedprune.runs.checkpoint import CheckpointError
 from fedprune.types import Cost
-from fedprune.writer import LOCK, RunDirectory, RunDirectoryError, checksum
 
 LABELS = [loop.Label("slow", 0), loop.Label("fast", 0)]
 CONFIG = {"run": {"rounds": 12, "every": 2}, "local": {"lr": 0.1}, "model": {"hidden": [8]}}
@@ -115,7 +115,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_stopped_anywhere(unbroken, tmp_path, monkeypatch, where, after):
     """At every metrics row, save and restore in turn, just before it or just after it."""
-    owner = loop.Metrics if where == "write" else loop.Checkpoints
+    owner = loop.MetricsFile if where == "write" else loop.Checkpoints
     real, left = getattr(owner, where), [0]
 
     def failing(self, *args):
@@ -192,7 +192,7 @@ def test_what_cannot_go_on_is_left_as_it_is(unbroken, tmp_path):
 def test_no_flipped_bit_in_the_rows_goes_unnoticed(unbroken, tmp_path):
     """A row is the one that was written, or it is known that there is damage."""
     content = (unbroken / "metrics.jsonl").read_bytes()
-    metrics, rng, noticed = loop.Metrics(tmp_path), np.random.default_rng(0), 0
+    metrics, rng, noticed = loop.MetricsFile(tmp_path), np.random.default_rng(0), 0
     rows = [json.loads(line) for line in content.splitlines()]
     sums = [checksum(row) for row in rows]
     assert loop._misfit(program(), 12, rows, sums) is None
@@ -380,8 +380,8 @@ def test_tensorboard_is_written_when_the_call_returns(tmp_path):
     row = {"program": "p", "arm": "a", "seed": 0, "round": 1, **{f"n{i}": i for i in range(20)}}
     threads = threading.active_count()
     with files_up_to(400), pytest.raises(OSError, match="tensorboard/a/seed0/events"):
-        loop.Metrics(tmp_path).write([row])
-    loop.Metrics(tmp_path).write([row])
+        loop.MetricsFile(tmp_path).write([row])
+    loop.MetricsFile(tmp_path).write([row])
     whole = max(tmp_path.rglob("events*"), key=lambda file: file.stat().st_mtime_ns).read_bytes()
     tags = []
     while whole:  # length, its sum, event, its sum
@@ -425,7 +425,7 @@ def test_a_file_system_without_locks_is_warned_of(error, tmp_path, monkeypatch, 
 def test_rows_with_mappings(tmp_path):
     """Numbers that are not finite become null, and TensorBoard has one scalar for each number."""
     row = {"program": "p", "arm": "a", "seed": 0, "round": 1, "kept": 3, "test_histogram": [1, 2]}
-    metrics = loop.Metrics(tmp_path)
+    metrics = loop.MetricsFile(tmp_path)
     metrics.write([{**row, "density": {"a/kernel": 0.5, "b/kernel": float("nan")}}])
     assert metrics.rows() == [{**row, "density": {"a/kernel": 0.5, "b/kernel": None}}]
     (board,) = (tmp_path / "tensorboard").rglob("events*")
@@ -470,7 +470,7 @@ def test_killed_while_a_directory_was_made(unbroken, tmp_path, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedprune.writer.write_json", killed)
+        patch.setattr("fedprune.runs.directory.write_json", killed)
         with pytest.raises(Killed):
             RunDirectory(folder, CONFIG, resume_from=unbroken)
     assert (folder / "checkpoints").exists()

@@ -15,11 +15,11 @@ from scipy import stats
 
 from experiments import ota_pruning
 from fedprune import config as cfg
-from fedprune import page
 from fedprune import report as rp
 from fedprune.cli import report as command
-from fedprune.page import figures
-from fedprune.writer import RunDirectory
+from fedprune.report import page
+from fedprune.report.page import plots
+from fedprune.runs import RunDirectory
 
 EVIL = "<script>alert('1')</script> & \"$x$\" --> {{ 7 * 7 }}"
 ARMS = ("dense", "pruned-50", EVIL)
@@ -196,7 +196,7 @@ def test_numbers_are_those_of_the_rows(one, folder):
             str(7 * ROUNDS), f"{total['energy']:.4g}", f"{sum(r['seconds'] for r in mine) / 3:g}",
         ]  # fmt: skip
         assert float(cost[6]) == pytest.approx(summary["seconds"])
-        assert float(cost[5]) == pytest.approx(summary["joules"], rel=1e-3)
+        assert float(cost[5]) == pytest.approx(summary["energy"], rel=1e-3)
     clients = one.table("arm", "0–")
     assert [line[0] for line in clients] == list(ARMS)
     assert all(line[1:] == [""] * 18 + ["3", "27"] for line in clients)
@@ -225,13 +225,13 @@ def test_claims_configuration_and_where(one):
 @pytest.fixture
 def drawn(monkeypatch):
     """The lines of all panels, by (label of the axes, title, legend)."""
-    found, real = {}, figures.lines
+    found, real = {}, plots.lines
 
     def lines(title, drawn, axes):
         found.update({(axes.xlabel, axes.ylabel, title, line.label): line for line in drawn})
         return real(title, drawn, axes)
 
-    monkeypatch.setattr(figures, "lines", lines)
+    monkeypatch.setattr(plots, "lines", lines)
     return found
 
 
@@ -241,7 +241,7 @@ COSTS = {"seconds": "simulated seconds", "energy": "joules", "channel_uses": "ch
 def test_figures_draw_the_rows(folder, drawn, monkeypatch, tmp_path):
     stripes = {}
     monkeypatch.setattr(
-        figures, "heat", lambda title, *data: stripes.update({title: data}) or "<svg/>"
+        plots, "heat", lambda title, *data: stripes.update({title: data}) or "<svg/>"
     )
     page.write([folder], tmp_path / page.NAME)
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies
 from scipy import stats
 
-from fedprune import data, local, mesh, models, report, round, run, server
+from fedprune import data, local, mesh, models, report, rounds, run, server
 
 CLASSES = 6
 Y_TRAIN = np.random.default_rng(0).permutation(np.repeat(np.arange(CLASSES), 100)).astype(np.uint8)
@@ -716,7 +716,7 @@ def test_a_head_smaller_than_the_classes_is_refused(where, outputs):
     layout = mesh.make(1)
     local_update = local.sgd(network, optax.sgd(0.1), batch=2, steps=1)
     params = network.init(jax.random.key(0))
-    state = round.initial(params, None, server.average())
+    state = rounds.initial(params, None, server.average())
     evaluation = {
         "evaluation": lambda: run.evaluation(network, layout),
         "clients": lambda: run.client_evaluation(network, layout, 3),
@@ -742,7 +742,7 @@ def test_no_test_examples():
     train, test = data.federate(nothing, partition_of([[0], [1]], [[], []]))
     network = models.mlp((2,), classes=3, input_shape=(4, 3, 2))
     layout = mesh.make(1)
-    state = round.initial(network.init(jax.random.key(0)), None, server.average())
+    state = rounds.initial(network.init(jax.random.key(0)), None, server.average())
     with pytest.raises(ValueError, match="there are no test examples"):
         jax.eval_shape(mesh.spread(run.evaluation(network, layout), layout, (0, 0), 0), state, test)
     test = test._replace(examples=train.examples, labels=train.labels)

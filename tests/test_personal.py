@@ -13,13 +13,13 @@ from test_devices import moved_by
 
 import fedprune as fp
 from experiments import personalization
-from fedprune import backend, experiment, link, local, loop, prune, resources, rng, tree
+from fedprune import backend, link, local, prune, resources, rng, tree
 from fedprune import build as build_stages
 from fedprune import config as cfg
-from fedprune.checkpoint import CheckpointError
+from fedprune.runs import RunDirectory, execution, loop
+from fedprune.runs.checkpoint import CheckpointError
 from fedprune.studies import latency
 from fedprune.types import Clients, Model, Personal, Trained
-from fedprune.writer import RunDirectory
 
 K, S, SEED = 13, 11, 5
 CLIENTS = federation(K)
@@ -61,7 +61,7 @@ def build(update, personal, layout, cohort=S, **changed):
         "personal": personal,
         **changed,
     }
-    return fp.round.build(**stages, layout=layout)
+    return fp.rounds.build(**stages, layout=layout)
 
 
 def strict(devices=2):
@@ -109,7 +109,7 @@ def descent(steps, rate):
 
 
 def run_quadratic(model, update, personal, rounds=3):
-    algorithm = fp.round.build(
+    algorithm = fp.rounds.build(
         local=update, uplink=link.ideal(), participation=fp.server.full(4),
         server=fp.server.average(), layout=fp.mesh.make(clients=2), weighting="plain",
         personal=personal,
@@ -401,7 +401,7 @@ def test_what_is_kept_of_clients_is_said_and_refused_where_it_has_no_room(
     """The bytes of the arrays of a run's own state, and of what is on each device afterwards."""
     config, arm = small(), cfg.Arm("limit-25", {})
     caplog.set_level(logging.INFO, "fedprune")
-    plan = experiment.plan(config, [arm])
+    plan = execution.plan(config, [arm])
     (said,) = [r.getMessage() for r in caplog.records if "are kept of" in r.getMessage()]
     program = plan.programs[0]
     state = program.start().state
@@ -410,18 +410,18 @@ def test_what_is_kept_of_clients_is_said_and_refused_where_it_has_no_room(
     assert plan.checkpoints == whole
     assert store > 0
     clients = config.data.clients
-    assert said.startswith(f"program0: {experiment._bytes(store)} are kept of {clients} clients")
-    assert said.endswith(f"{experiment._bytes(whole)} in a checkpoint")
+    assert said.startswith(f"program0: {execution._bytes(store)} are kept of {clients} clients")
+    assert said.endswith(f"{execution._bytes(whole)} in a checkpoint")
 
     disk = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=whole - 1))
     with RunDirectory(tmp_path / "run", cfg.to_json(config)) as directory:
         with pytest.raises(CheckpointError, match="of room, but a checkpoint of all runs has"):
-            experiment.execute(plan, directory)
+            execution.execute(plan, directory)
         assert not (directory.path / "checkpoints").exists()
     monkeypatch.setattr(backend, "memory", lambda: float(whole - 1))
     with pytest.raises(cfg.ConfigError, match=f"^data.clients={clients}: what runs hold between"):
-        experiment.plan(config, [arm])
+        execution.plan(config, [arm])
 
 
 @pytest.mark.parametrize("devices", [1, 4])
@@ -436,7 +436,7 @@ def test_bytes_on_each_device(devices):
         still = jax.tree.map(jnp.zeros_like, params)
         return Trained(still, jnp.float32(1), personal=client.personal)
 
-    algorithm = fp.round.build(
+    algorithm = fp.rounds.build(
         local=local, uplink=link.ideal(), server=fp.server.average(), layout=layout,
         participation=fp.server.full(clients), personal=keep,
     )  # fmt: skip
@@ -455,11 +455,11 @@ def test_interrupted_run_ends_like_an_unbroken_one(tmp_path, monkeypatch):
 
     def run(folder):
         with RunDirectory(tmp_path / folder, cfg.to_json(config)) as directory:
-            experiment.execute(experiment.plan(config, [arm]), directory)
+            execution.execute(execution.plan(config, [arm]), directory)
         return (tmp_path / folder / "metrics.jsonl").read_text(), Kept.last
 
     rows, state = run("unbroken")
-    write, calls = loop.Metrics.write, []
+    write, calls = loop.MetricsFile.write, []
 
     def interrupted(self, rows):
         calls.append(1)
@@ -467,7 +467,7 @@ def test_interrupted_run_ends_like_an_unbroken_one(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         write(self, rows)
 
-    monkeypatch.setattr(loop.Metrics, "write", interrupted)
+    monkeypatch.setattr(loop.MetricsFile, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run("broken")
     found, again = run("broken")

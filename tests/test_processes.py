@@ -308,7 +308,8 @@ def test_flags(args, says, tmp_path):
 AGREE = """
     import os, sys
     import jax, jax.numpy as jnp, numpy as np
-    from fedprune import checkpoint, loop, mesh, processes, run
+    from fedprune import mesh, processes, run
+    from fedprune.runs import checkpoint, loop
 
     index = int(sys.argv[1])
     by_hand = (sys.argv[2], 2, index) if sys.argv[2] else (None, None, None)

@@ -2,6 +2,7 @@
 
 import re
 import time
+from pathlib import Path
 
 import jax
 import optax
@@ -15,11 +16,11 @@ PROGRAM = """HloModule jit_f
 
 FileNames
 1 "/home/somebody/script.py"
-2 "/x/fedprune/round.py"
+2 "/x/fedprune/rounds/flat.py"
 3 "/x/fedprune/prune/threshold.py"
 4 "/x/fedprune/local/sgd.py"
 5 "/x/flax/linen/linear.py"
-6 "/x/fedprune/run.py"
+6 "/x/fedprune/run/evaluate.py"
 
 FunctionNames
 1 "main"
@@ -54,6 +55,11 @@ ENTRY %main () -> f32[] {
 def program(shift: int = 0) -> str:
     """Versions differ in how they number parents."""
     return re.sub(r"SHIFT(\d)", lambda match: str(int(match[1]) + shift), PROGRAM)
+
+
+def test_stages_are_named_by_rooms_that_exist():
+    there = {path.stem for path in Path(fp.__file__).parent.iterdir()}
+    assert profile.STAGES.keys() <= there
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -106,7 +112,7 @@ def test_a_real_round(dataset, tmp_path):
     layout = fp.mesh.make(clients=2)
     train, test = fp.data.federate(dataset, fp.data.iid(4)(dataset.y_train, dataset.y_test, 0))
     model = fp.models.mlp(hidden=(8,))
-    algorithm = fp.round.build(
+    algorithm = fp.rounds.build(
         local=fp.local.sgd(model, optax.sgd(0.1), batch=8, steps=3),
         uplink=fp.link.over_the_air(snr_db=10.0, normalisation="receiver"),
         server=fp.server.average(),

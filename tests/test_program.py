@@ -13,7 +13,7 @@ def small(dataset, clients: int, layout: fp.mesh.Layout, donate: bool = False):
     split = fp.data.iid(clients)(dataset.y_train, dataset.y_test, 0)
     train, test = fp.data.federate(dataset, split)
     model = fp.models.mlp(hidden=(16,))
-    algorithm = fp.round.build(
+    algorithm = fp.rounds.build(
         local=fp.local.sgd(model, optax.sgd(0.1), batch=8, steps=2),
         uplink=fp.link.ideal(),
         server=fp.server.average(),

@@ -44,7 +44,7 @@ def proposing(scope):
 
 
 def trained(pruner, uplink, local=everywhere):
-    algorithm = fp.round.build(
+    algorithm = fp.rounds.build(
         local=local,
         uplink=uplink,
         server=fp.server.average(),

@@ -35,7 +35,7 @@ def seconds(params):
 def algorithm(density=DENSITY, share=SHARE, uplink=None, layout=None):
     model = mlp()
     sgd = fp.local.sgd(model, optax.sgd(LR), batch=BATCH, steps=STEPS)
-    return fp.round.build(
+    return fp.rounds.build(
         local=prunefl.train(model, sgd, asked, BATCH),
         pruner=prunefl.pruner(density, seconds, REST, share),
         uplink=uplink or fp.link.ideal(),

@@ -11,7 +11,8 @@ from jax import lax
 from problems import before
 
 from fedprune import link, local, payload, prune, tree
-from fedprune.round.parts import Tally, kept_by_clients
+from fedprune.rounds import Tally
+from fedprune.rounds.row import kept_by_clients
 
 # s_i of step i of n, in Python's floats.
 FORMULAS = {

@@ -21,7 +21,7 @@ from fedprune import (
     server,
     theory,
 )
-from fedprune.round import Edges, hierarchical
+from fedprune.rounds import Edges, hierarchical
 
 NAN, INF = float("nan"), float("inf")
 MODEL, KEY, LAYOUT = mlp(), jax.random.key(0), fp.mesh.make(clients=1)
@@ -40,7 +40,7 @@ def sgd(optimizer=None, model=MODEL, batch=4, steps=1, **options):
 def flat(**changes):
     stages = {"local": sgd(), "uplink": link.ideal(), "server": server.average()}
     stages |= {"participation": server.full(3), "layout": LAYOUT}
-    return fp.round.build(**stages | changes)
+    return fp.rounds.build(**stages | changes)
 
 
 def tiers(**changes):
@@ -102,8 +102,8 @@ def personal_work(personal=1, personal_steps=1):
     return resources.personalized(personal, 2, personal_steps, 1, 1.0, 8)
 
 
-def joules(frequency=1.0, power=1.0, capacitance=1.0):
-    return resources.joules(WORK, RATE, frequency, RATE, power, capacitance)
+def energy(frequency=1.0, power=1.0, capacitance=1.0):
+    return resources.energy(WORK, RATE, frequency, RATE, power, capacitance)
 
 
 def teacher(model=MODEL, temperature=2.0, weight=1.0, form="printed"):
@@ -305,9 +305,9 @@ CASES = [
     (lambda v: personal_work(personal_steps=v), "personal_steps", [-1]),
     (lambda v: resources.compute_seconds(WORK, RATE, v), "frequency", [0.0, -1.0]),
     (lambda v: resources.uplink_seconds(WORK, RATE, v), "rate", [np.array([-1.0, 1.0])]),
-    (lambda v: joules(frequency=v), "frequency", [0.0]),
-    (lambda v: joules(power=v), "power", [-1.0]),
-    (lambda v: joules(capacitance=v), "capacitance", [-1.0, NAN]),
+    (lambda v: energy(frequency=v), "frequency", [0.0]),
+    (lambda v: energy(power=v), "power", [-1.0]),
+    (lambda v: energy(capacitance=v), "capacitance", [-1.0, NAN]),
     # allocation
     (lambda v: allocation.problem(WORK, v, RATE, 1.0), "frequency", [0.0, -1.0]),
     (lambda v: allocation.problem(WORK, 1.0, v, 1.0), "rate", [-RATE, RATE * NAN]),

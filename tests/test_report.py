@@ -53,7 +53,7 @@ def test_curves_and_summary():
     assert summary["accuracy_mean"] == pytest.approx(0.405)
     assert (summary["seeds"], summary["rounds"], summary["kept_weights"]) == (2, 3, 10)
     assert (summary["channel_uses"], summary["side_information"]) == (15, 6)
-    assert (summary["seconds"], summary["joules"]) == (1.5, 6.0)
+    assert (summary["seconds"], summary["energy"]) == (1.5, 6.0)
     assert summary["excluded_updates"] == 2
 
 
@@ -88,8 +88,8 @@ def test_infinite_costs_and_losses_that_are_no_numbers(tmp_path):
     report.write_summary(tmp_path, "e", {"variant": "v"}, rows, ["a"], {}, [])
     text = (tmp_path / "summary.json").read_text()
     (arm,) = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["arms"]
-    assert float(arm["joules"]) == np.inf
-    assert (arm["joules"], arm["seconds"], arm["loss_mean"]) == ("inf", 4.0, None)
+    assert float(arm["energy"]) == np.inf
+    assert (arm["energy"], arm["seconds"], arm["loss_mean"]) == ("inf", 4.0, None)
 
 
 def test_few_seeds_have_no_interval_and_say_so():
@@ -113,8 +113,8 @@ def test_few_seeds_have_no_interval_and_say_so():
 
 def test_figures_ask_for_no_backend(tmp_path):
     code = (
-        "import fedprune.airnet, fedprune.report as rp, sys, matplotlib\n"
-        "rp.line_figure(rp.Path(sys.argv[1]), [0, 1], {'a': [[1.0, 2.0], [2.0]]}, 'x', 'y')\n"
+        "import fedprune.airnet, fedprune.report as rp, pathlib, sys, matplotlib\n"
+        "rp.line_figure(pathlib.Path(sys.argv[1]), [0, 1], {'a': [[1.0, 2.0], [2.0]]}, 'x', 'y')\n"
         "print(matplotlib.get_backend(auto_select=False), 'matplotlib.pyplot' in sys.modules)\n"
     )
     asked = [sys.executable, "-c", code, str(tmp_path / "drawn")]

@@ -208,7 +208,7 @@ def clients_of(count=5):
 
 def a_round(model, count, chunk, **local):
     optimizer = fp.local.adjusted(optax.sgd(0.05, 0.9), weight_decay=0.1)
-    return fp.round.build(
+    return fp.rounds.build(
         local=fp.local.sgd(model, optimizer, batch=6, steps=2, **local),
         pruner=fp.prune.scheduled(fp.prune.constant(0.5)),
         uplink=fp.link.ideal(),

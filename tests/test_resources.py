@@ -71,7 +71,7 @@ def test_p2_latency_term_by_term(payload, warm):
         compute = resources.compute_seconds(work, keep, f)
         uplink = resources.uplink_seconds(work, keep, got)
         total = resources.seconds(work, keep, f, got)
-        energy = resources.joules(work, keep, f, got, P, 2e-28)
+        energy = resources.energy(work, keep, f, got, P, 2e-28)
         sent = resources.weights_sent(work, keep)
         bits = resources.bits_sent(work, keep)
     for n in range(6):
@@ -106,7 +106,7 @@ def test_energy_in_float32():
     """f^2 is 1e19 and the capacitance 1e-28, but products stay in range."""
     work = resources.hierarchical(CONV, DENSE, jnp.float32(10), jnp.float32(100), jnp.float32(64))
     one = jnp.float32(1)
-    found = resources.joules(work, one, jnp.float32(3e9), jnp.float32(1e8), jnp.float32(P))
+    found = resources.energy(work, one, jnp.float32(3e9), jnp.float32(1e8), jnp.float32(P))
     cycles = 10 * 100 * (CONV + DENSE)
     expected = 1e-28 * 9e18 * cycles + P * 64 * (CONV + DENSE) / 1e8
     assert found == pytest.approx(expected, rel=1e-5)
@@ -124,7 +124,7 @@ def test_without_power_sending_takes_for_ever_and_costs_nothing():
     work = resources.hierarchical(10, 20, 5.0, 20.0, 64.0)
     keep, rate, power = jnp.ones(2), jnp.array([0.0, 1e6]), jnp.array([0.0, 0.5])
     assert np.isinf(resources.uplink_seconds(work, keep, rate)[0])
-    spent = resources.joules(work, keep, 3e9, rate, power)
+    spent = resources.energy(work, keep, 3e9, rate, power)
     computing = 1e-28 * 3e9**2 * 5 * 20 * 30
     np.testing.assert_allclose(spent, [computing, computing + 0.5 * 64 * 30 / 1e6], rtol=1e-6)
 

@@ -23,7 +23,7 @@ def algorithm(rate=LR, devices=1, **changes):
     step = fp.server.average(ETA)
     given = scaffold.stages(MODEL, K, rate, BATCH, STEPS, step) | changes
     layout = fp.mesh.make(clients=devices)
-    return fp.round.build(
+    return fp.rounds.build(
         **{"uplink": fp.link.ideal(), "participation": SOME} | given, layout=layout
     )
 

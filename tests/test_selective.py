@@ -11,7 +11,7 @@ from test_uplink import D, cohort, send
 
 import fedprune as fp
 from fedprune import channel, link
-from fedprune.round import Edges, hierarchical
+from fedprune.rounds import Edges, hierarchical
 from fedprune.types import Candidates, Cohort, Participation, Survey
 
 SEED = 78  # fixed before any of these tests was run
@@ -171,7 +171,7 @@ def rounds(layout, **options):
         server=fp.server.average(),
         layout=layout,
     )
-    return fp.round.build(**given | options)
+    return fp.rounds.build(**given | options)
 
 
 @pytest.mark.slow

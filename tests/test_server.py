@@ -70,7 +70,7 @@ def fedadam(b1, b2, epsilon):
 
 def run(server, devices=2):
     clients = federation(CLIENTS)
-    algorithm = fp.round.build(
+    algorithm = fp.rounds.build(
         local=local,
         uplink=fp.link.ideal(),
         participation=fp.server.full(CLIENTS),
@@ -142,7 +142,7 @@ def test_servers_of_the_configuration():
 def test_pruned_weights_stay_zero_under_a_server_with_momentum():
     clients = federation(CLIENTS)
     model = fp.models.mlp(hidden=(8,), input_shape=(8, 8, 1))
-    algorithm = fp.round.build(
+    algorithm = fp.rounds.build(
         local=fp.local.sgd(model, optax.sgd(0.1), batch=4, steps=2),
         uplink=fp.link.ideal(),
         pruner=fp.prune.scheduled(fp.prune.one_shot(0.5, 2)),

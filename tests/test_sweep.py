@@ -21,7 +21,6 @@ from jax.errors import JaxRuntimeError
 
 from experiments import latency_tables, ota_pruning, single
 from fedprune import config as cfg
-from fedprune import experiment
 from fedprune.cli import (
     cloud,
     collect,
@@ -35,7 +34,7 @@ from fedprune.cli import (
     sweep,
     trials,
 )
-from fedprune.writer import RunDirectory
+from fedprune.runs import RunDirectory, execution
 
 ROOT = Path(__file__).parents[1]
 CONFIG = single.get_config("tiny")
@@ -620,7 +619,7 @@ def test_trials_as_arms_of_one_program(tmp_path, dataset):
     assert trial.values == {"uplink.snr_db": 10.0, "run.seed": 4}
     alone = cfg.override(config, trial.values)
     with RunDirectory(tmp_path / "alone", cfg.to_json(alone)) as directory:
-        wanted = experiment.execute(experiment.plan(alone, single.arms(alone)), directory)
+        wanted = execution.execute(execution.plan(alone, single.arms(alone)), directory)
     folder = made.run_directory(trial)
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for a, b in zip(found, wanted, strict=True):
@@ -655,7 +654,7 @@ def test_errors_of_any_kind_leave_the_others_alone(tmp_path, monkeypatch):
     config = cfg.override(CONFIG, {"run.rounds": 5, "mesh.devices": 1})
     made = asked(tmp_path / "s", "run.rounds=5,6 seed=0,1", config)
     trials.write(made)
-    execute, written = experiment.execute, []
+    execute, written = execution.execute, []
 
     def lacks_memory(plan, directory):
         if plan.config.run.rounds == 6:
@@ -669,7 +668,7 @@ def test_errors_of_any_kind_leave_the_others_alone(tmp_path, monkeypatch):
         return single.report(config, rows, folder)
 
     module = types.SimpleNamespace(arms=single.arms, report=report)
-    monkeypatch.setattr(experiment, "execute", lacks_memory)
+    monkeypatch.setattr(execution, "execute", lacks_memory)
     program.run(made, module, config, made.trials())
     assert written == [(5, 0), (5, 1)]
     left = unfinished(made)
@@ -692,7 +691,7 @@ def test_errors_of_any_kind_leave_the_others_alone(tmp_path, monkeypatch):
         return {place: place.stat().st_mtime_ns for place in places}
 
     before = saved()
-    monkeypatch.setattr(experiment, "execute", execute)
+    monkeypatch.setattr(execution, "execute", execute)
     program.run(made, module, config, left)
     assert unfinished(made) == []
     assert sorted(written[2:]) == [(5, 1), (6, 0), (6, 1)]

@@ -83,8 +83,8 @@ def local(w: Workload, model: Model, microbatch: int = 0) -> LocalUpdate:
     )
 
 
-def algorithm(w: Workload, layout: fp.mesh.Layout, **stages) -> fp.round.Round:
-    """Federated averaging; ``stages`` replace or add to those of ``round.build``."""
+def algorithm(w: Workload, layout: fp.mesh.Layout, **stages) -> fp.rounds.Round:
+    """Federated averaging; ``stages`` replace or add to those of ``rounds.build``."""
     defaults = {
         "local": local(w, MODELS[w.model]()),
         "uplink": fp.link.ideal(),
@@ -92,7 +92,7 @@ def algorithm(w: Workload, layout: fp.mesh.Layout, **stages) -> fp.round.Round:
         "participation": fp.server.uniform(w.population, w.cohort),
         "layout": layout,
     }
-    return fp.round.build(**{**defaults, **stages})
+    return fp.rounds.build(**{**defaults, **stages})
 
 
 def prepare(w: Workload) -> tuple[Callable[[], None], dict]:

@@ -1,7 +1,7 @@
 """Stages of training: nets for a noisy link, from one another.
 
 P3 delivers one model over one link. Here a net is trained as a federation of one client with a
-perfect uplink (``round.build``), with noise in its weights as the link would put it there
+perfect uplink (``rounds.build``), with noise in its weights as the link would put it there
 (``link.injection``). How a net comes about:
 
   1. dense    trained without noise; the starting point of all others, and the teacher
@@ -28,8 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedprune import config as cfg
-from fedprune import link, local, prune, run, server
-from fedprune import round as rounds
+from fedprune import link, local, prune, rounds, run, server
 from fedprune.airnet.lab import Kept, Lab, Net, joined
 from fedprune.airnet.settings import SILENT, TEMPERATURE, AirNet
 from fedprune.types import Pruner, Reception

@@ -69,7 +69,7 @@ def controlled(step: Server, clients: int) -> Server:
 
 
 def stages(model: Model, clients: int, rate, batch: int, steps: int, step=None) -> dict[str, Any]:
-    """What ``round.build`` takes, but link, participation and layout; ``step`` is a server."""
+    """What ``rounds.build`` takes, but link, participation and layout; ``step`` is a server."""
     return dict(
         local=train(model, rate, batch, steps),
         personal=variates(clients),

@@ -15,7 +15,7 @@ from fedprune import config as cfg
 from fedprune import report
 from fedprune.cli.grid import SEED, Trial, label, written
 from fedprune.cli.trials import Sweep, state
-from fedprune.writer import Metrics, Row, flat, write_bytes, write_text
+from fedprune.runs import MetricsFile, Row, flat, write_bytes, write_text
 
 
 def collect(sweep: Sweep, config: cfg.Config) -> str:
@@ -54,7 +54,7 @@ def _tidy(sweep: Sweep, trial: Trial) -> list[Row]:
     about = {"trial": trial.name, "combination": label(others) or "all", **values}
     return [
         about | {k: v for k, v in flat(row) if k != "program" and not isinstance(v, list)}
-        for row in Metrics(sweep.run_directory(trial)).rows()
+        for row in MetricsFile(sweep.run_directory(trial)).rows()
     ]
 
 

@@ -16,8 +16,8 @@ from fedprune.cli import monitor, shell
 from fedprune.cli.experiments import Experiment, where
 
 if TYPE_CHECKING:
-    from fedprune import experiment as engine
-    from fedprune import writer
+    from fedprune import runs
+    from fedprune.runs import execution
 
 
 class Job(NamedTuple):
@@ -58,13 +58,9 @@ def run(job: Job) -> int:
     quiet()
     backend.pin()
 
-    from fedprune import (
-        checkpoint,
-        data,
-        loop,
-        page,
-        writer,
-    )  # Orbax sets up logging, if nobody has
+    from fedprune import data, runs
+    from fedprune.report import page
+    from fedprune.runs import checkpoint, loop  # Orbax sets up logging, if nobody has
 
     try:
         said = _run(job, stop, before)
@@ -75,7 +71,7 @@ def run(job: Job) -> int:
         return monitor.RETRY
     except (
         data.DataError,
-        writer.RunDirectoryError,
+        runs.RunDirectoryError,
         checkpoint.CheckpointError,
         processes.ProcessesError,
         page.RunError,
@@ -108,24 +104,25 @@ def _run(job: Job, stop: threading.Event, before: Mapping[signal.Signals, Any]) 
     Raises:
       PlanError: the plan is refused. And all that ``run`` reports.
     """
-    from fedprune import experiment as engine
-    from fedprune import loop, page, processes, profile, writer
+    from fedprune import processes, profile, runs
+    from fedprune.report import page
+    from fedprune.runs import execution, loop
 
     with contextlib.ExitStack() as stack:
         try:
-            plan = processes.together(lambda: engine.plan(job.config, job.arms))
+            plan = processes.together(lambda: execution.plan(job.config, job.arms))
         except ValueError as e:  # of the configuration; later it is none
             raise PlanError(e) from e
         processes.require_same(lambda: _facts(plan))
         if job.profile:
-            if writer.foreign(job.workdir, profile.WRITES):
-                raise writer.RunDirectoryError(
+            if runs.foreign(job.workdir, profile.WRITES):
+                raise runs.RunDirectoryError(
                     f"workdir={job.workdir}: is neither empty nor a run directory"
                 )
             return _profile(plan, job.workdir)
         directory = processes.together(lambda: _open(job, stack))
         try:
-            rows = engine.execute(plan, directory, stop.is_set)
+            rows = execution.execute(plan, directory, stop.is_set)
         except loop.Stopped:
             processes.part()
             if directory:
@@ -143,13 +140,13 @@ def _run(job: Job, stop: threading.Event, before: Mapping[signal.Signals, Any]) 
         return f"{said}\nResults in {directory.path}: {files}"
 
 
-def _open(job: Job, stack: contextlib.ExitStack) -> writer.RunDirectory | None:
+def _open(job: Job, stack: contextlib.ExitStack) -> runs.RunDirectory | None:
     """The run directory, with this start in its record; None on all processes but the first."""
-    from fedprune import backend, processes, writer
+    from fedprune import backend, processes, runs
 
     if not processes.is_first():
         return None
-    directory = writer.RunDirectory(
+    directory = runs.RunDirectory(
         job.workdir,
         cfg.to_json(job.config),
         fresh=job.fresh,
@@ -201,11 +198,12 @@ def quiet() -> None:
     sys.unraisablehook = unraisable
 
 
-def _facts(plan: engine.Plan) -> dict[str, Any]:
+def _facts(plan: execution.Plan) -> dict[str, Any]:
     """In what all processes must agree, by name."""
     import jax
 
-    from fedprune import backend, checkpoint
+    from fedprune import backend
+    from fedprune.runs import checkpoint
 
     about = backend.environment()
     arrays = [value for value in plan.dataset if hasattr(value, "dtype")]
@@ -223,7 +221,7 @@ def _facts(plan: engine.Plan) -> dict[str, Any]:
     }
 
 
-def _profile(plan: engine.Plan, folder: Path) -> str:
+def _profile(plan: execution.Plan, folder: Path) -> str:
     """Traces one round (and its evaluation) of a plan's first program; a table of time by stage."""
     import jax
 

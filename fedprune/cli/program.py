@@ -1,7 +1,7 @@
 """Trials as arms of one program, where their shapes allow it; else one program after another.
 
 The arms of every trial become arms of one plan, with the trial's values among their overrides, so
-``experiment.plan`` finds out which of them share a program. Afterwards each trial has a run
+``execution.plan`` finds out which of them share a program. Afterwards each trial has a run
 directory with its own rows and report, as if it had run alone; checkpoints are in ``programs/``.
 A batch that was begun is gone on with as it is, also if some of its trials are finished or the grid
 has been extended.
@@ -20,7 +20,7 @@ from fedprune.cli import trials
 from fedprune.cli.experiments import Experiment
 from fedprune.cli.grid import Trial
 from fedprune.cli.trials import Sweep
-from fedprune.writer import Metrics, Row, RunDirectory
+from fedprune.runs import MetricsFile, Row, RunDirectory
 
 
 def batches(config: cfg.Config, todo: Sequence[Trial]) -> list[list[Trial]]:
@@ -93,11 +93,11 @@ def _run_batch(
 ) -> None:
     """Runs a batch, and writes the results of those trials of it that are not finished."""
     from fedprune import backend
-    from fedprune import experiment as engine
+    from fedprune.runs import execution
 
     began = time.monotonic()
     shared, arms = plan(experiment, config, batch)
-    ready = engine.plan(shared, arms)
+    ready = execution.plan(shared, arms)
     for trial in todo:
         trials.record(sweep, trial, None)
         with _directory(sweep, config, trial) as own:
@@ -106,7 +106,7 @@ def _run_batch(
     names = hashlib.sha256("\n".join(trial.name for trial in batch).encode()).hexdigest()
     with RunDirectory(sweep.folder / "programs" / names[:8], about) as directory:
         directory.record(backend.environment())
-        rows = engine.execute(ready, directory)
+        rows = execution.execute(ready, directory)
     for trial in todo:
         mine = [
             row | {"arm": row["arm"].removeprefix(f"{trial.name}/")}
@@ -131,9 +131,9 @@ def _write(
     directory: RunDirectory, experiment: Experiment, config: cfg.Config, rows: Sequence[Row]
 ) -> None:
     """What a run of its own leaves at its end."""
-    from fedprune import page
+    from fedprune.report import page
 
-    metrics = Metrics(directory.path)
+    metrics = MetricsFile(directory.path)
     metrics.keep(lambda row: False)
     metrics.write(rows)
     experiment.report(config, rows, directory.path)

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError(f"--experiment={known.experiment}: needs --remake")
         if known.remake:
             print(remade(folders[0], known.experiment))
-        from fedprune import page
+        from fedprune.report import page
 
         if out.exists() and not page.is_ours(out):
             raise UsageError(f"{out}: is there already, and no report of fedprune")
@@ -113,19 +113,19 @@ def remade(folder: Path, moved: str | None) -> str:
     config = experiments.restored(found, values, f"{folder}: {experiment.file}")
     arms = experiment.arms(config)
 
-    from fedprune import backend, writer
+    from fedprune import backend, runs
 
     once.quiet()
     backend.configure(config.mesh.devices)
     backend.pin()
     try:
-        rows = writer.Metrics(folder).rows()
+        rows = runs.MetricsFile(folder).rows()
         left = _unfinished(rows, config, arms)
         if left:
             raise UsageError(f"{folder}: {left}; fedprune run goes on with it")
-        with writer.locked((folder / writer.LOCK).open("w", encoding="utf-8"), f"{folder}"):
+        with runs.locked((folder / runs.LOCK).open("w", encoding="utf-8"), f"{folder}"):
             return once.reported(experiment, config, rows, folder)
-    except writer.RunDirectoryError as e:
+    except runs.RunDirectoryError as e:
         raise UsageError(str(e)) from e
 
 

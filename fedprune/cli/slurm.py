@@ -22,7 +22,7 @@ from fedprune.cli import shell, trials
 from fedprune.cli.grid import Trial
 from fedprune.cli.monitor import RETRY
 from fedprune.cli.trials import Sweep
-from fedprune.writer import write_json
+from fedprune.runs import write_json
 
 LONGEST_ARRAY = 1000
 """Slurm's MaxArraySize is 1001 unless it is set"""

@@ -35,7 +35,7 @@ from pathlib import Path
 from absl import flags
 
 from fedprune import config as cfg
-from fedprune import paths, writer
+from fedprune import paths, runs
 from fedprune.cli import (
     cloud,
     experiments,
@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
         _check_place(sweep, config, values)
     except (UsageError, ExperimentError, cfg.ConfigError, paths.PathError) as e:
         return shell.refuse(e, 2)
-    except (writer.RunDirectoryError, OSError) as e:
+    except (runs.RunDirectoryError, OSError) as e:
         return shell.refuse(e, 1)
     if values.dry_run:
         print(_dry_run(sweep, experiment, config, values))
@@ -121,9 +121,9 @@ def _asked(folder: Path, given: parse.Given) -> tuple[Sweep, Experiment, cfg.Con
     if (folder / "sweep.json").exists():
         _same_or_larger(trials.read(folder), sweep)
     elif folder.exists() and (
-        not folder.is_dir() or {p.name for p in folder.iterdir()} - {writer.LOCK}
+        not folder.is_dir() or {p.name for p in folder.iterdir()} - {runs.LOCK}
     ):
-        raise writer.RunDirectoryError(f"workdir={folder}: is neither empty nor a sweep")
+        raise runs.RunDirectoryError(f"workdir={folder}: is neither empty nor a sweep")
     return sweep, experiment, config
 
 
@@ -140,7 +140,7 @@ def _recorded(folder: Path, moved: Experiment | None) -> tuple[Sweep, Experiment
     """
     try:
         sweep = trials.read(folder)
-    except writer.RunDirectoryError:
+    except runs.RunDirectoryError:
         if moved is None or (folder / "sweep.json").exists():
             raise
         raise UsageError("--grid is missing: give --grid='FIELD=VALUE,VALUE ...'") from None
@@ -163,16 +163,16 @@ def _same_or_larger(old: Sweep, new: Sweep) -> None:
       RunDirectoryError: it has not.
     """
     refused = f"workdir={old.folder}: belongs to another sweep"
-    for _, text in writer.differences(old.config, json.loads(json.dumps(new.config))):
-        raise writer.RunDirectoryError(f"{refused} ({text}); take a new directory")
+    for _, text in runs.differences(old.config, json.loads(json.dumps(new.config))):
+        raise runs.RunDirectoryError(f"{refused} ({text}); take a new directory")
     if list(old.grid) != list(new.grid):
-        raise writer.RunDirectoryError(
+        raise runs.RunDirectoryError(
             f"{refused} (its fields are {', '.join(old.grid)}); take a new directory"
         )
     for path, values in old.grid.items():
         for value in values:
             if value not in new.grid[path]:
-                raise writer.RunDirectoryError(
+                raise runs.RunDirectoryError(
                     f"{refused} ({path} had {grids.written(value)} there, too; a grid may only be"
                     " extended); take a new directory"
                 )
@@ -243,8 +243,8 @@ def _run(sweep: Sweep, experiment: Experiment, config: cfg.Config, values: flags
     signal.signal(signal.SIGTERM, _stop)
     try:
         sweep.folder.mkdir(parents=True, exist_ok=True)
-        with writer.locked(
-            (sweep.folder / writer.LOCK).open("w", encoding="utf-8"), f"workdir={sweep.folder}"
+        with runs.locked(
+            (sweep.folder / runs.LOCK).open("w", encoding="utf-8"), f"workdir={sweep.folder}"
         ):
             _warn_of_another_file(sweep)
             trials.write(sweep)
@@ -272,7 +272,7 @@ def _run(sweep: Sweep, experiment: Experiment, config: cfg.Config, values: flags
         return RETRY
     except BrokenPipeError:  # nobody reads the progress any more
         raise
-    except (writer.RunDirectoryError, RuntimeError, OSError) as e:
+    except (runs.RunDirectoryError, RuntimeError, OSError) as e:
         return shell.refuse(e, 1)
 
 

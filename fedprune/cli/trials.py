@@ -26,7 +26,7 @@ from fedprune.cli import grid as grids
 from fedprune.cli import shell
 from fedprune.cli.grid import Grid, Trial
 from fedprune.cli.monitor import RETRY
-from fedprune.writer import RunDirectoryError, relabelled, write_json
+from fedprune.runs import RunDirectoryError, relabelled, write_json
 
 PROMPT = "$ "
 """before the command, in a log"""

@@ -76,19 +76,10 @@ def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
         raise ValueError(
             f"values is for {values.clients} clients, but masks for {masks.clients}: must be equal"
         )
-
     links = (values, masks)
-    names = ("values", "masks")
-
-    def parted(of: Any) -> list[Any]:
-        """The parts of what both links have one of; None where neither has."""
-        return [None, None] if of is None else list(of)
-
-    def joined(parts: list[Any]) -> Any:
-        return None if all(part is None for part in parts) else tuple(parts)
 
     def prepare(cohort: Cohort) -> Air:
-        memory = parted(cohort.memory)
+        memory = _parted(cohort.memory)
         first, second = (
             uplink.prepare(cohort._replace(memory=kept))
             for uplink, kept in zip(links, memory, strict=True)
@@ -98,11 +89,11 @@ def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
             active=first.active & second.active,
             state=(first.state, second.state),
             common=(first.common, second.common),
-            memory=joined([first.memory, second.memory]),
+            memory=_joined([first.memory, second.memory]),
         )
 
     def encode(sender: Sender) -> Sent:
-        trained, memory = sender.trained, parted(sender.memory)
+        trained, memory = sender.trained, _parted(sender.memory)
         ones = jax.tree.map(jnp.ones_like, trained.delta)
         held = tree.apply_mask(sender.mask, tree.apply_mask(trained.held, ones))
 
@@ -112,63 +103,80 @@ def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
 
         first, second = part(0, trained.delta), part(1, held)
         total = Total((first.total.sum, second.total.sum), (first.total.max, second.total.max))
-        return Sent(total, joined([first.memory, second.memory]))
+        return Sent(total, _joined([first.memory, second.memory]))
 
     def finish(arrival: Arrival) -> Received:
         air, total = arrival.air, arrival.total
+        memory = _parted(air.memory)
 
         def part(i: int) -> Received:
             mine = Total(total.sum[i], total.max[i])
-            here = air._replace(
-                state=air.state[i], common=air.common[i], memory=parted(air.memory)[i]
-            )
+            here = air._replace(state=air.state[i], common=air.common[i], memory=memory[i])
             key = rng.stream(arrival.key, "holders", i)
             return links[i].finish(arrival._replace(key=key, air=here, total=mine))
 
-        carried, counted = part(0), part(1)
-        cost, counting, share = carried.cost, counted.cost, counted.update
-        passes = jax.tree.map(lambda c: c >= least, share)
-        update = jax.tree.map(
-            lambda p, y, c: jnp.where(p, y / c, 0.0), passes, carried.update, share
-        )
-
-        def squared(p: jax.Array, u: jax.Array, c: jax.Array) -> jax.Array:
-            noise = cost.noise_variance + jnp.square(u) * counting.noise_variance
-            return jnp.where(p, noise / jnp.square(c), 0.0)
-
-        noise = tree.total(jax.tree.map(squared, passes, update, share))
-        number = jnp.maximum(tree.count(passes, update), 1).astype(jnp.float32)
-        both = bill.both(cost, counting)._replace(noise_variance=noise / number)
-        numbers = {
-            f"{name}_{key}": value
-            for name, received in zip(names, (carried, counted), strict=True)
-            for key, value in received.numbers.items()
-        }
-        memory = [
-            kept if received.memory is None else received.memory
-            for kept, received in zip(parted(air.memory), (carried, counted), strict=True)
-        ]
-        return Received(update, both, joined(memory), numbers)
-
-    def of_both(name: str) -> Callable[[Params], Any] | None:
-        made = [getattr(uplink, name) for uplink in links]
-        if made == [None, None]:
-            return None
-        return lambda params: tuple(None if of is None else of(params) for of in made)
+        return _quotient(part(0), part(1), least, memory)
 
     def survey(asked: Survey) -> tuple[jax.Array, Any]:
         assert values.survey is not None
-        memory = parted(asked.memory)
+        memory = _parted(asked.memory)
         gains, memory[0] = values.survey(asked._replace(memory=memory[0]))
-        return gains, joined(memory)
+        return gains, _joined(memory)
 
     return Uplink(
         prepare,
         encode,
         finish,
-        of_both("init"),
-        of_both("remember"),
+        _of_both(values.init, masks.init),
+        _of_both(values.remember, masks.remember),
         None if values.survey is None else survey,
         values.masks,
         max(known, default=None),
     )
+
+
+def _quotient(
+    carried: Received, counted: Received, least: jax.Array | float, memory: list[Any]
+) -> Received:
+    """The mean over holders, of the mean over all and their share.
+
+    Args:
+      carried: by the link of the values.
+      counted: by that of the masks.
+      least: see ``holders``.
+      memory: what both links had kept at the server before they finished.
+    """
+    cost, counting, share = carried.cost, counted.cost, counted.update
+    passes = jax.tree.map(lambda c: c >= least, share)
+    update = jax.tree.map(lambda p, y, c: jnp.where(p, y / c, 0.0), passes, carried.update, share)
+
+    def squared(p: jax.Array, u: jax.Array, c: jax.Array) -> jax.Array:
+        noise = cost.noise_variance + jnp.square(u) * counting.noise_variance
+        return jnp.where(p, noise / jnp.square(c), 0.0)
+
+    noise = tree.total(jax.tree.map(squared, passes, update, share))
+    number = jnp.maximum(tree.count(passes, update), 1).astype(jnp.float32)
+    both = bill.both(cost, counting)._replace(noise_variance=noise / number)
+    named = (("values", carried), ("masks", counted))
+    numbers = {f"{name}_{key}": value for name, of in named for key, value in of.numbers.items()}
+    after = [
+        kept if received.memory is None else received.memory
+        for kept, received in zip(memory, (carried, counted), strict=True)
+    ]
+    return Received(update, both, _joined(after), numbers)
+
+
+def _parted(of: Any) -> list[Any]:
+    """The parts of what both links have one of; None where neither has."""
+    return [None, None] if of is None else list(of)
+
+
+def _joined(parts: list[Any]) -> Any:
+    return None if all(part is None for part in parts) else tuple(parts)
+
+
+def _of_both(*made: Callable[[Params], Any] | None) -> Callable[[Params], Any] | None:
+    """What makes the memory of each, where any of them has one."""
+    if all(of is None for of in made):
+        return None
+    return lambda params: tuple(None if of is None else of(params) for of in made)

@@ -30,7 +30,7 @@ class _Device(NamedTuple):
     """[] computing and sending"""
     uses: jax.Array
     """[] channel uses"""
-    joules: jax.Array
+    energy: jax.Array
     """[] computing and sending"""
 
 
@@ -132,7 +132,7 @@ def ofdma(
         device = _Device(
             seconds=resources.seconds(load, found.keep, clock, got),
             uses=resources.bits_sent(load, found.keep) / bits_a_use,
-            joules=resources.joules(load, found.keep, clock, got, sent),
+            energy=resources.energy(load, found.keep, clock, got, sent),
         )
         everybody = jnp.ones(ids.shape, bool)
         air = Air(everybody, everybody, device, found.ratio, found.share)
@@ -146,7 +146,7 @@ def ofdma(
             side_information=bill.count(0),
             noise_variance=jnp.float32(0.0),
             seconds=device.seconds.max(),
-            energy=device.joules.sum(),
+            energy=device.energy.sum(),
         )
         return Received(exact.finish(arrival).update, cost)
 

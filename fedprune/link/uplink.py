@@ -150,104 +150,152 @@ def over_the_air(
     check.whole("repeats", repeats, 1)
     faded = fading is not None and normalisation != "none"
     draw = fading if fading is not None and faded else channel.none()
+    air = _Superposition(
+        snr_db, normalisation, packing, draw, faded, threshold, power, bandwidth, repeats
+    )
+    return Uplink(
+        lambda cohort: _prepare(air, cohort),
+        lambda sender: _encode(air, sender),
+        lambda arrival: _finish(air, arrival),
+        memory_of(draw),
+        survey=lambda asked: _survey(air, asked),
+        clients=draw.clients,
+    )
 
-    mixes = faded and packing == "complex"
 
-    blocks = draw.blocks if faded else 1
+class _Superposition(NamedTuple):
+    """The arguments of ``over_the_air``, which have been checked."""
 
-    def by_block(gains: jax.Array) -> jax.Array:
-        """What belongs to each block, [B]; [] where there is one only."""
-        return gains[0] if blocks == 1 else gains
+    snr_db: jax.Array | float
+    normalisation: str
+    packing: str
+    draw: channel.Fading
+    faded: bool
+    threshold: jax.Array | float
+    power: jax.Array | float
+    bandwidth: jax.Array | float
+    repeats: jax.Array | int
 
-    def prepare(cohort: Cohort) -> Air:
-        at = channel.Instant(cohort.key, cohort.round, cohort.ids, cohort.memory)
-        channels, memory = draw.draw(at)
-        gains = channel.superposed(channels, cohort.server, cohort.servers)
-        strong = (jnp.square(jnp.abs(gains.known)) >= threshold).any(1)
-        paired = channel.pairs(cohort.mask) if mixes or blocks > 1 else ()
-        return Air(strong, strong, gains, common=paired, memory=memory)
+    @property
+    def blocks(self) -> int:
+        return self.draw.blocks if self.faded else 1
 
-    def survey(asked: Survey) -> tuple[jax.Array, PyTree]:
-        everybody = jnp.arange(asked.clients)
-        at = channel.Instant(asked.key, asked.round, everybody, asked.memory)
-        channels, memory = draw.draw(at)
-        return channel.power(channel.separate(channels).true), memory
+    @property
+    def pairs(self) -> bool:
+        """Whether it matters which weights share a symbol."""
+        return (self.faded and self.packing == "complex") or self.blocks > 1
 
-    def encode(sender: Sender) -> Sent:
-        gains = channel.Gains(*map(by_block, sender.state))
-        mask, weight = sender.mask, sender.weight
-        paired = sender.common if mixes or blocks > 1 else None
-        signal = tree.scale(weight, sender.trained.delta)
-        count = tree.count(mask, signal)
-        rms, known, here = _rms(signal, count), jnp.abs(gains.known), jnp.float32(1.0)
-        needed, power_of_one = rms / known, here
-        if blocks > 1:
-            here = (jnp.square(known) >= threshold).astype(jnp.float32)
-            heard = channel.of_blocks(here, signal, packing, paired)
-            signal = jax.tree.map(jnp.multiply, heard, signal)
-            inverse = channel.of_blocks(here / known, signal, packing, paired)
-            needed = _rms(jax.tree.map(jnp.multiply, inverse, signal), count)
-            power_of_one = jnp.square(_rms(signal, count) / jnp.where(rms > 0, rms, 1.0))
-        if faded and normalisation == "device":
-            turn = gains.true * _phase(gains.known).conj()
-            signal = channel.rotate(turn, signal, packing, paired)
-        elif faded:
-            signal = channel.rotate(gains.true / gains.known, signal, packing, paired)
-        if normalisation == "device":
-            signal = tree.scale(jnp.where(rms > 0, 1.0 / rms, 0.0), signal)
-        else:
-            power_of_one = jnp.square(needed)
-        signal = tree.apply_mask(mask, signal)
-        one = jnp.ones_like(weight)
-        sums = _Sums(signal, weight * here, rms * here, known * here, one, power_of_one)
-        return Sent(Total(sums, needed))
 
-    def finish(arrival: Arrival) -> Received:
-        sums: _Sums = arrival.total.sum
-        signal, peak, mask = sums.signal, jnp.maximum(arrival.total.max, 0.0), arrival.mask
-        d = tree.count(mask, signal)
-        paired = arrival.air.common if blocks > 1 else None
+def _prepare(air: _Superposition, cohort: Cohort) -> Air:
+    at = channel.Instant(cohort.key, cohort.round, cohort.ids, cohort.memory)
+    channels, memory = air.draw.draw(at)
+    gains = channel.superposed(channels, cohort.server, cohort.servers)
+    strong = (jnp.square(jnp.abs(gains.known)) >= air.threshold).any(1)
+    paired = channel.pairs(cohort.mask) if air.pairs else ()
+    return Air(strong, strong, gains, common=paired, memory=memory)
 
-        def of_weights(values: jax.Array) -> PyTree:
-            return channel.of_blocks(values, signal, packing, paired)
 
-        times = jnp.asarray(repeats, jnp.float32)
-        s = jnp.sqrt(channel.noise_to_signal(snr_db, packing) / times)
-        scale, reports = jnp.float32(1.0), jnp.int32(0)
-        sent = jnp.where(peak > 0, sums.power / jnp.square(peak), 0.0)
-        if normalisation == "none":
-            deviation = jnp.float32(0.0)
-        elif normalisation == "common":
-            deviation = s * peak
-            reports = sums.clients.astype(jnp.int32) + 1
-        elif normalisation == "device":
-            deviation = s
-            scale = sums.rms / jnp.where(sums.gain > 0, sums.gain, 1.0)
-            reports = sums.clients.astype(jnp.int32) * (1 + blocks if faded else 1)
-            sent = sums.power
-        else:
-            deviation = s * _rms(signal, d)
-            reports = jnp.int32(1)
-        if normalisation != "none":
-            noise = channel.noise(arrival.key, signal, mask)
-            signal = jax.tree.map(
-                lambda r, y, n: r * (y + deviation * n), of_weights(scale), signal, noise
-            )
-        variance = jnp.square(scale * deviation / jnp.maximum(sums.weight, 1e-30))
-        if blocks == 1:
-            update = tree.mean(signal, sums.weight)
-        else:
-            weight = of_weights(sums.weight)
-            update = jax.tree.map(lambda v, w: jnp.where(w > 0, v / w, 0.0), signal, weight)
-            heard = of_weights((sums.weight > 0).astype(jnp.float32))
-            variance = _mean_where(heard, of_weights(variance), mask)
-        symbols = jnp.where(sums.clients > 0, channel.symbols(mask, signal, packing), 0)
-        uses = bill.times(symbols, repeats)
-        seconds = bill.approximate(uses) / bandwidth
-        cost = Cost(uses, bill.count(reports), variance, seconds, power * seconds * sent)
-        return Received(update, cost)
+def _survey(air: _Superposition, asked: Survey) -> tuple[jax.Array, PyTree]:
+    everybody = jnp.arange(asked.clients)
+    at = channel.Instant(asked.key, asked.round, everybody, asked.memory)
+    channels, memory = air.draw.draw(at)
+    return channel.power(channel.separate(channels).true), memory
 
-    return Uplink(prepare, encode, finish, memory_of(draw), survey=survey, clients=draw.clients)
+
+def _encode(air: _Superposition, sender: Sender) -> Sent:
+    # What belongs to each block, [B]; [] where there is one only.
+    gains = channel.Gains(*(g[0] if air.blocks == 1 else g for g in sender.state))
+    mask, weight, packing = sender.mask, sender.weight, air.packing
+    paired = sender.common if air.pairs else None
+    signal = tree.scale(weight, sender.trained.delta)
+    count = tree.count(mask, signal)
+    rms, known, here = _rms(signal, count), jnp.abs(gains.known), jnp.float32(1.0)
+    needed, power_of_one = rms / known, here
+    if air.blocks > 1:
+        here = (jnp.square(known) >= air.threshold).astype(jnp.float32)
+        heard = channel.of_blocks(here, signal, packing, paired)
+        signal = jax.tree.map(jnp.multiply, heard, signal)
+        inverse = channel.of_blocks(here / known, signal, packing, paired)
+        needed = _rms(jax.tree.map(jnp.multiply, inverse, signal), count)
+        power_of_one = jnp.square(_rms(signal, count) / jnp.where(rms > 0, rms, 1.0))
+    if air.faded and air.normalisation == "device":
+        turn = gains.true * _phase(gains.known).conj()
+        signal = channel.rotate(turn, signal, packing, paired)
+    elif air.faded:
+        signal = channel.rotate(gains.true / gains.known, signal, packing, paired)
+    if air.normalisation == "device":
+        signal = tree.scale(jnp.where(rms > 0, 1.0 / rms, 0.0), signal)
+    else:
+        power_of_one = jnp.square(needed)
+    signal = tree.apply_mask(mask, signal)
+    one = jnp.ones_like(weight)
+    sums = _Sums(signal, weight * here, rms * here, known * here, one, power_of_one)
+    return Sent(Total(sums, needed))
+
+
+class _Receiver(NamedTuple):
+    """How a receiver hears the superposition."""
+
+    scale: jax.Array
+    """from what it hears to updates; [B] where symbols fade in blocks"""
+    deviation: jax.Array
+    """of the noise on a weight, before the scale"""
+    reports: jax.Array
+    """[] int32, numbers sent beside the symbols"""
+    sent: jax.Array
+    """energy of a channel use, added up over clients, in units of P"""
+
+
+def _receiver(air: _Superposition, arrival: Arrival, peak: jax.Array, d: jax.Array) -> _Receiver:
+    sums: _Sums = arrival.total.sum
+    times = jnp.asarray(air.repeats, jnp.float32)
+    s = jnp.sqrt(channel.noise_to_signal(air.snr_db, air.packing) / times)
+    scale, reports = jnp.float32(1.0), jnp.int32(0)
+    sent = jnp.where(peak > 0, sums.power / jnp.square(peak), 0.0)
+    if air.normalisation == "none":
+        deviation = jnp.float32(0.0)
+    elif air.normalisation == "common":
+        deviation = s * peak
+        reports = sums.clients.astype(jnp.int32) + 1
+    elif air.normalisation == "device":
+        deviation = s
+        scale = sums.rms / jnp.where(sums.gain > 0, sums.gain, 1.0)
+        reports = sums.clients.astype(jnp.int32) * (1 + air.blocks if air.faded else 1)
+        sent = sums.power
+    else:
+        deviation = s * _rms(sums.signal, d)
+        reports = jnp.int32(1)
+    return _Receiver(scale, deviation, reports, sent)
+
+
+def _finish(air: _Superposition, arrival: Arrival) -> Received:
+    sums: _Sums = arrival.total.sum
+    signal, peak, mask = sums.signal, jnp.maximum(arrival.total.max, 0.0), arrival.mask
+    d = tree.count(mask, signal)
+    paired = arrival.air.common if air.blocks > 1 else None
+
+    def of_weights(values: jax.Array) -> PyTree:
+        return channel.of_blocks(values, signal, air.packing, paired)
+
+    scale, deviation, reports, sent = _receiver(air, arrival, peak, d)
+    if air.normalisation != "none":
+        noise = channel.noise(arrival.key, signal, mask)
+        signal = jax.tree.map(
+            lambda r, y, n: r * (y + deviation * n), of_weights(scale), signal, noise
+        )
+    variance = jnp.square(scale * deviation / jnp.maximum(sums.weight, 1e-30))
+    if air.blocks == 1:
+        update = tree.mean(signal, sums.weight)
+    else:
+        weight = of_weights(sums.weight)
+        update = jax.tree.map(lambda v, w: jnp.where(w > 0, v / w, 0.0), signal, weight)
+        heard = of_weights((sums.weight > 0).astype(jnp.float32))
+        variance = _mean_where(heard, of_weights(variance), mask)
+    symbols = jnp.where(sums.clients > 0, channel.symbols(mask, signal, air.packing), 0)
+    uses = bill.times(symbols, air.repeats)
+    seconds = bill.approximate(uses) / air.bandwidth
+    cost = Cost(uses, bill.count(reports), variance, seconds, air.power * seconds * sent)
+    return Received(update, cost)
 
 
 def memory_of(fading: channel.Fading) -> Callable[[Params], PyTree] | None:

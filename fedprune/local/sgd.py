@@ -108,50 +108,7 @@ def sgd(
         if value is not None:
             check.function(name, value)
 
-    def objective(
-        params: Params, client: Client, positions, counts, number
-    ) -> tuple[jax.Array, Params]:
-        x, y = client.take(positions)
-        if model.train is None:
-            logits, after = model.apply(params, x), None
-        else:
-            logits, after = model.train(params, x)
-        if loss is cross_entropy:  # another loss may take what it wants from a network
-            logits = client.answers(logits)
-        value = loss(logits, y)
-        if distillation is not None:
-            value = value + distillation(logits, x)
-        return jnp.sum(jnp.where(counts, value, 0.0)) / number, after
-
-    def of_batch(params: Params, client: Client, positions: jax.Array, counts: jax.Array):
-        """((loss, statistics after), gradient) of the mean over the examples that count."""
-        number = jnp.maximum(jnp.sum(counts, dtype=jnp.float32), 1.0)
-        of = jax.value_and_grad(objective, has_aux=True)
-        size = batch
-        if model.train is None:
-            example = jax.eval_shape(lambda: client.take(positions[:1])[0])
-            size = _divisor(batch, microbatch or microbatch_size(model, params, example))
-
-        def at_once(params: Params, client: Client, positions: jax.Array, counts: jax.Array):
-            return of(params, client, positions, counts, number)
-
-        def in_parts(params: Params, client: Client, positions: jax.Array, counts: jax.Array):
-            def add(total, part):
-                (value, _), gradient = of(params, client, *part, number)
-                return jax.tree.map(jnp.add, total, (value, gradient)), None
-
-            zero = jax.tree.map(jnp.zeros_like, (number, params))
-            zero = tree.match((zero, params, client, positions))[0]
-            parts = tuple(v.reshape(-1, size) for v in (positions, counts))
-            (value, gradient), _ = lax.scan(add, zero, parts)
-            return (value, None), gradient
-
-        given = (params, client, positions, counts)
-        if size == batch:
-            return at_once(*given)
-        if microbatch:
-            return in_parts(*given)
-        return lax.platform_dependent(*given, cpu=in_parts, default=at_once)
+    of_batch = _gradient(model, batch, loss, microbatch, distillation)
 
     def update(key: Key, t: jax.Array, params: Params, mask: Mask, client: Client) -> Trained:
         factor = None if decay is None else decay(t)
@@ -193,6 +150,59 @@ def sgd(
         return Trained(tree.apply_mask(mask, delta), value)
 
     return update
+
+
+def _gradient(
+    model: Model, batch: int, loss: Loss, microbatch: int, distillation: Distillation | None
+) -> Callable:
+    """(params, client, positions, counts) -> ((loss, statistics after), gradient) of the mean over
+    those of a batch's examples that count."""
+
+    def objective(
+        params: Params, client: Client, positions, counts, number
+    ) -> tuple[jax.Array, Params]:
+        x, y = client.take(positions)
+        if model.train is None:
+            logits, after = model.apply(params, x), None
+        else:
+            logits, after = model.train(params, x)
+        if loss is cross_entropy:  # another loss may take what it wants from a network
+            logits = client.answers(logits)
+        value = loss(logits, y)
+        if distillation is not None:
+            value = value + distillation(logits, x)
+        return jnp.sum(jnp.where(counts, value, 0.0)) / number, after
+
+    def of_batch(params: Params, client: Client, positions: jax.Array, counts: jax.Array):
+        number = jnp.maximum(jnp.sum(counts, dtype=jnp.float32), 1.0)
+        of = jax.value_and_grad(objective, has_aux=True)
+        size = batch
+        if model.train is None:
+            example = jax.eval_shape(lambda: client.take(positions[:1])[0])
+            size = _divisor(batch, microbatch or microbatch_size(model, params, example))
+
+        def at_once(params: Params, client: Client, positions: jax.Array, counts: jax.Array):
+            return of(params, client, positions, counts, number)
+
+        def in_parts(params: Params, client: Client, positions: jax.Array, counts: jax.Array):
+            def add(total, part):
+                (value, _), gradient = of(params, client, *part, number)
+                return jax.tree.map(jnp.add, total, (value, gradient)), None
+
+            zero = jax.tree.map(jnp.zeros_like, (number, params))
+            zero = tree.match((zero, params, client, positions))[0]
+            parts = tuple(v.reshape(-1, size) for v in (positions, counts))
+            (value, gradient), _ = lax.scan(add, zero, parts)
+            return (value, None), gradient
+
+        given = (params, client, positions, counts)
+        if size == batch:
+            return at_once(*given)
+        if microbatch:
+            return in_parts(*given)
+        return lax.platform_dependent(*given, cpu=in_parts, default=at_once)
+
+    return of_batch
 
 
 def _moved(now: Params, received: Params, after: Params, pull: Callable) -> Params:

@@ -7,8 +7,8 @@ from fedprune.resources.work import PAYLOADS as PAYLOADS
 from fedprune.resources.work import Work as Work
 from fedprune.resources.work import bits_sent as bits_sent
 from fedprune.resources.work import compute_seconds as compute_seconds
+from fedprune.resources.work import energy as energy
 from fedprune.resources.work import hierarchical as hierarchical
-from fedprune.resources.work import joules as joules
 from fedprune.resources.work import personalized as personalized
 from fedprune.resources.work import round_seconds as round_seconds
 from fedprune.resources.work import seconds as seconds

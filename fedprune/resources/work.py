@@ -154,7 +154,7 @@ def seconds(
     return compute_seconds(work, keep, frequency) + uplink_seconds(work, keep, rate)
 
 
-def joules(
+def energy(
     work: Work,
     keep: jax.Array,
     frequency: jax.Array | float,
@@ -162,7 +162,7 @@ def joules(
     power: jax.Array | float,
     capacitance: jax.Array | float = 1e-28,
 ) -> jax.Array:
-    """Energy of computing and of sending, [..., N]. Without power nothing is radiated, for ever.
+    """Of computing and of sending, in J, [..., N]. Without power nothing is radiated, for ever.
 
     Args:
       work: of the devices.

@@ -85,7 +85,7 @@ class Rounds(NamedTuple):
     """[S, R] s, T_min"""
     exact: np.ndarray
     """[S, R] bool: is the printed closed form the optimum?"""
-    joules: np.ndarray
+    energy: np.ndarray
     """[S, R] of all devices together, optimal over unpruned"""
     weights: np.ndarray
     """[S, R] sent by all devices together, optimal over unpruned"""
@@ -107,14 +107,14 @@ def simulate(preset: Preset, seeds: int, rounds: int) -> Rounds:
             "literal": (pruned, allocation.equal(problem)),
             "unpruned": (dense, allocation.unpruned(problem)),
         }
-        took, joules, weights = {}, {}, {}
+        took, energy, weights = {}, {}, {}
         for name, (work, a) in found.items():
             got = a.share * rate
             took[name] = 1e3 * jnp.max(resources.seconds(work, a.keep, FREQUENCY, got))
-            joules[name] = jnp.sum(resources.joules(work, a.keep, FREQUENCY, got, POWER))
+            energy[name] = jnp.sum(resources.energy(work, a.keep, FREQUENCY, got, POWER))
             weights[name] = jnp.sum(resources.weights_sent(work, a.keep))
         exact = allocation.closed_form(problem).feasible
-        of_unpruned = [v["optimal"] / v["unpruned"] for v in (joules, weights)]
+        of_unpruned = [v["optimal"] / v["unpruned"] for v in (energy, weights)]
         return took, rate, best.share, best.ratio, best.feasible, best.least, exact, *of_unpruned
 
     every = jax.jit(jax.vmap(jax.vmap(of_round, (None, 0)), (0, None)))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedprune import report as rp
-from fedprune.writer import Row
+from fedprune.runs import Row
 
 # P0 section IV, final accuracies in percent: as the text gives them, or as they follow from its
 # gains over one-shot (82, 81, 72). The 52 is printed for 50P, which must be a slip for 90P.

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from fedprune import report as rp
-from fedprune.writer import Row
+from fedprune.runs import Row
 
 LAST = 3
 """Tests over which the final accuracy is averaged."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedprune.writer import Row, RunDirectoryError, read_rows
+from fedprune.runs import Row, RunDirectoryError, flat, read_rows
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 TRIALS = "trials"
@@ -83,7 +83,7 @@ def read(folder: Path) -> Run:
     """
     if not (folder / CONFIG).exists():
         raise RunError(f"{folder}: is not a run directory (no {CONFIG})")
-    config = dict(flatten(_json(folder / CONFIG)))
+    config = dict(flat(_json(folder / CONFIG), "."))
     rows: dict[str, list[Row]] = {}
     for row in _rows(folder / METRICS):
         rows.setdefault(row["arm"], []).append(row)
@@ -100,15 +100,6 @@ def read(folder: Path) -> Run:
     starts = _all(record["starts"], _is_start)
     _require(starts, folder / "run.json", "its starts are not what fedprune writes")
     return Run(folder.resolve().name, folder, config, rows, summary, finished, record)
-
-
-def flatten(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of nested mappings."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
 
 
 def columns(run: Run) -> set[str]:

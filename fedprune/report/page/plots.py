@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedprune.report import STYLE, label_decades
+from fedprune.report.drawing import STYLE, label_decades
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 """Okabe and Ito's colours that have contrast with white, told apart by all kinds of colour vision;

@@ -22,7 +22,9 @@ import numpy as np
 from tqdm import tqdm
 
 from fedprune import bill, mesh, processes, run
-from fedprune.checkpoint import (
+from fedprune.rounds import RoundInfo
+from fedprune.runs import MetricsFile, Row, checksum
+from fedprune.runs.checkpoint import (
     CheckpointError,
     Checkpoints,
     Leaves,
@@ -30,8 +32,6 @@ from fedprune.checkpoint import (
     leaves_of,
     rebuild,
 )
-from fedprune.round import RoundInfo
-from fedprune.writer import Metrics, Row, checksum
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,9 @@ def train(
       RunDirectoryError: the rows that are there are damaged.
       ProcessesError: that happened to process 0, or the processes run different programs.
     """
-    metrics = None if folder is None else Metrics(folder, [program.name for program in programs])
+    metrics = (
+        None if folder is None else MetricsFile(folder, [program.name for program in programs])
+    )
     bar = tqdm(
         total=rounds * len(programs), unit="round", disable=None if processes.is_first() else True
     )
@@ -108,7 +110,7 @@ class _Record:
     """Rows and checkpoints of a program, which process 0 has. All processes call every method, so
     that what fails there fails everywhere."""
 
-    def __init__(self, program: Program, folder: Path | None, metrics: Metrics | None) -> None:
+    def __init__(self, program: Program, folder: Path | None, metrics: MetricsFile | None) -> None:
         self._program, self._metrics = program, metrics
         self._checkpoints = (
             None if folder is None else Checkpoints(folder / "checkpoints" / program.name)

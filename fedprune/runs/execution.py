@@ -18,11 +18,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedprune import backend, build, data, loop, mesh, processes, run
+from fedprune import backend, build, data, mesh, processes, run
 from fedprune import config as cfg
-from fedprune.checkpoint import CheckpointError
+from fedprune.runs import Row, RunDirectory, loop
+from fedprune.runs.checkpoint import CheckpointError
 from fedprune.types import Model
-from fedprune.writer import Row, RunDirectory
 
 log = logging.getLogger(__name__)
 

@@ -1,37 +1,27 @@
-"""A run directory: its owner, its configuration, its starts, its metrics as JSON lines and
-TensorBoard."""
+"""A run directory: its owner, its configuration and its starts."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import fnmatch
-import hashlib
 import json
 import logging
-import math
 import os
 import shutil
-import socket
-import struct
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-log = logging.getLogger(__name__)
+from fedprune.runs.files import RunDirectoryError, set_aside, write_json
+from fedprune.runs.values import differences, relabelled
 
+log = logging.getLogger(__name__)
 LOCK = ".fedprune.lock"
 OLD = "old"
 """folder of what was set aside, numbered"""
-
-Row = dict[str, Any]
-"""program, arm, seed, round (1-based: rounds done) and numbers, lists of them, or mappings"""
-
-
-class RunDirectoryError(Exception):
-    """A run directory that cannot be used; the message is one line."""
 
 
 class RunDirectory:
@@ -192,221 +182,6 @@ class RunDirectory:
         self.close()
 
 
-class Metrics:
-    """``metrics.jsonl``, a line a round and arm, and the same numbers as TensorBoard scalars.
-
-    No file is held open, and no thread writes: what does not fit on the disk is an error of the
-    call that writes it.
-
-    Args:
-      folder: the run directory.
-      programs: whose rows belong there, in their order; None: any.
-    """
-
-    def __init__(self, folder: Path, programs: Sequence[str] | None = None) -> None:
-        self._programs = programs
-        self._path = folder / "metrics.jsonl"
-        self._boards = folder / "tensorboard"
-        self._begun: dict[str, Path] = {}
-        self._sums: dict[str, list[str]] = {}
-
-    def rows(self) -> list[Row]:
-        """All rows so far, as ``read_rows``."""
-        return list(read_rows(self._path))
-
-    def readable(self) -> tuple[list[Row], list[int]]:
-        """The rows that can be read, and the numbers of the lines that are damaged."""
-        rows, damaged = [], []
-        for number, row in _lines(self._path):
-            if not _is_row(row) or row["program"] not in (self._programs or (row["program"],)):
-                damaged.append(number)
-            else:
-                rows.append(row)
-        return rows, damaged
-
-    def checksums(self, program: str) -> list[str]:
-        """Those of a program's rows: of what was kept and what was written since."""
-        return self._sums.get(program, [])
-
-    def set_aside(self) -> Path:
-        """Copies the file as it is into a numbered folder of ``metrics.damaged``; the copy."""
-        folder = numbered(self._path.with_suffix(".damaged"))
-        return Path(shutil.copy(self._path, folder))
-
-    def keep(self, wanted: Callable[[Row], bool]) -> None:
-        """Drops the rows that are not wanted, and lines that are damaged or cut off."""
-        self._replace([row for row in self.readable()[0] if wanted(row)])
-
-    def order(self) -> None:
-        """Puts the rows in the order of the programs, in which an unbroken run writes them."""
-        rows, programs = self.rows(), list(self._programs or ())
-        ordered = sorted(rows, key=lambda row: programs.index(row["program"]))
-        if ordered != rows:
-            self._replace(ordered)
-
-    def _replace(self, rows: Sequence[Row]) -> None:
-        write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._sums = {}
-        self._count(rows)
-
-    def _count(self, rows: Iterable[Row]) -> None:
-        for row in rows:
-            self._sums.setdefault(row["program"], []).append(checksum(row))
-
-    def write(self, rows: Iterable[Row]) -> None:
-        """Appends rows; on disk when it returns. NaN and infinities become null.
-
-        Raises:
-          OSError: a file cannot be written; it is named. Of the rows, some may be there.
-        """
-        rows = [{k: _finite(v) for k, v in row.items()} for row in rows]
-        with _naming(self._path), self._path.open("a", encoding="utf-8") as f:
-            f.writelines(json.dumps(row) + "\n" for row in rows)
-            f.flush()
-            os.fsync(f.fileno())
-        self._count(rows)
-        boards: dict[str, list[Row]] = {}
-        for row in rows:
-            boards.setdefault(f"{row['arm']}/seed{row['seed']}", []).append(row)
-        for name, mine in boards.items():
-            self._show(name, mine)
-
-    def _show(self, name: str, rows: Sequence[Row]) -> None:
-        """Appends rows of one arm and seed to its file of TensorBoard events."""
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.summary import scalar
-
-        now, events = time.time(), []
-        if name not in self._begun:
-            host = socket.gethostname()
-            self._begun[name] = self._boards / name / f"events.out.tfevents.{now:.6f}.{host}"
-            events.append(Event(wall_time=now, file_version="brain.Event:2"))
-            # What an interrupted run wrote from this round on is void.
-            start = SessionLog(status=SessionLog.START)
-            events.append(Event(wall_time=now, step=rows[0]["round"], session_log=start))
-        for row in rows:
-            for column, value in flat(row):
-                number = isinstance(value, int | float)  # neither null nor a histogram
-                if number and column not in ("program", "arm", "seed", "round"):
-                    shown = scalar(column, value)
-                    events.append(Event(wall_time=now, step=row["round"], summary=shown))
-        file = self._begun[name]
-        with _naming(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("ab") as f:
-                f.writelines(_record(event.SerializeToString()) for event in events)
-
-
-def _record(data: bytes) -> bytes:
-    """One record of a TFRecord file, which TensorBoard reads."""
-    from tensorboardX.record_writer import masked_crc32c
-
-    size = struct.pack("<Q", len(data))
-    sums = [struct.pack("<I", masked_crc32c(part)) for part in (size, data)]
-    return size + sums[0] + data + sums[1]
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of ``metrics.jsonl``; none if there is no such file.
-
-    A last line that was cut off, as in a run that is under way or was killed, is left out.
-
-    Raises:
-      RunDirectoryError: another line is damaged.
-    """
-    for number, row in _lines(path):
-        if row is None:
-            raise RunDirectoryError(f"{path}: line {number} is damaged")
-        yield row
-
-
-def checksum(row: Row) -> str:
-    """64 bits of the SHA-256 of a row's line, as 16 digits."""
-    return hashlib.sha256(json.dumps(row).encode()).hexdigest()[:16]
-
-
-def _lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """(number from 1, value) of every line but a last one that was cut off; None: no JSON."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            if number == len(lines) and not line.endswith(b"\n"):
-                return
-            row = None
-        yield number, row
-
-
-def _is_row(row: Any) -> bool:
-    kinds = {"program": str, "arm": str, "seed": int, "round": int}
-    return isinstance(row, dict) and all(type(row.get(k)) is kind for k, kind in kinds.items())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file in one step: readers see the old one or the whole new one.
-
-    JSON has no infinities: they are the strings "inf" and "-inf", which ``float`` reads. NaN is
-    null.
-    """
-    write_text(path, json.dumps(_strict(value), indent=2, allow_nan=False) + "\n")
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _strict(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(float(value))
-    return value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file in one step, likewise."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file in one step, likewise. What does not fit on the disk takes no room there."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with _naming(path):
-        try:
-            with temporary.open("wb") as f:
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """An error in it says which file it is about, which a full disk does not."""
-    try:
-        yield
-    except OSError as e:
-        e.filename = e.filename or str(path)
-        raise
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def flat(row: Row, above: str = "") -> Iterator[tuple[str, Any]]:
-    """(name, value) of every column; values in a mapping are named "column/key"."""
-    for name, value in row.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{above}{name}/")
-        else:
-            yield f"{above}{name}", value
-
-
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -418,37 +193,8 @@ def _read_config(folder: Path) -> Any:
     return relabelled(_read_json(folder / "config.json"))
 
 
-def relabelled(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration, as plain values, in which an experiment is called by its file's name alone.
-
-    Up to version 0.1 it was the module ``experiments.NAME``. A program of several trials has its
-    configuration under the key "config".
-    """
-    if isinstance(config.get("config"), dict):
-        return config | {"config": relabelled(config["config"])}
-    if "experiment" not in config:
-        return config
-    return config | {"experiment": str(config["experiment"]).removeprefix("experiments.")}
-
-
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def set_aside(paths: Iterable[Path], folder: Path) -> Path:
-    """Moves files into the next numbered folder, and returns it."""
-    place = numbered(folder)
-    for path in paths:
-        path.rename(place / path.name)
-    return place
-
-
-def numbered(folder: Path) -> Path:
-    """Makes the next numbered folder, ``folder``/1, /2, ..., and returns it."""
-    used = [int(p.name) for p in folder.glob("*") if p.name.isdecimal()]
-    place = folder / str(1 + max(used, default=0))
-    place.mkdir(parents=True)
-    return place
 
 
 def foreign(path: Path, ours: Sequence[str] = ()) -> bool:
@@ -501,12 +247,3 @@ def _open_source(source: Path, path: Path, config: dict[str, Any], free: Sequenc
                 f"{given}: {text}, but only these may differ: {', '.join(free)}"
             )
     return locked((source / LOCK).open(encoding="utf-8"), given)
-
-
-def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """(path, the same in words) of every value that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-    elif old != new:
-        yield path, f"{path} was {old!r}, is {new!r}"

@@ -22,8 +22,8 @@ import orbax.checkpoint as ocp
 from etils.epath.gpath import PosixGPath
 
 from fedprune import processes
+from fedprune.runs import set_aside
 from fedprune.types import PyTree
-from fedprune.writer import set_aside
 
 log = logging.getLogger(__name__)
 
