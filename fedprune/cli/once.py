@@ -151,7 +151,7 @@ def _open(job: Job, stack: contextlib.ExitStack) -> runs.RunDirectory | None:
         cfg.to_json(job.config),
         fresh=job.fresh,
         resume_from=job.source,
-        free=cfg.resumable_paths(job.config),
+        free=cfg.resumable(job.config),
         places=cfg.PLACES,
     )
     stack.enter_context(directory)

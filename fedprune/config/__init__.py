@@ -21,7 +21,7 @@ from fedprune.config.fields import one_value as one_value
 from fedprune.config.fields import override as override
 from fedprune.config.fields import own_fields as own_fields
 from fedprune.config.fields import part as part
-from fedprune.config.fields import resumable_paths as resumable_paths
+from fedprune.config.fields import resumable as resumable
 from fedprune.config.fields import section as section
 from fedprune.config.fields import spec as spec
 from fedprune.config.fields import suggestion as suggestion

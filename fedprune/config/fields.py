@@ -127,9 +127,19 @@ def traced_paths(config: Any) -> set[str]:
     return {path for path, f, _ in fields(config) if f.metadata.get("traced")}
 
 
-def resumable_paths(config: Any) -> tuple[str, ...]:
-    """Paths of the fields with other values of which a run may go on."""
-    return tuple(path for path, f, _ in fields(config) if f.metadata.get("resumes"))
+def resumable(config: Any, prefix: str = "") -> tuple[str, ...]:
+    """Paths of the fields with other values of which a run may go on; ``section.*`` for all of a
+    section's."""
+    found: list[str] = []
+    for f in dataclasses.fields(config):
+        value, path = getattr(config, f.name), prefix + f.name
+        if not dataclasses.is_dataclass(value):
+            found += [path] if f.metadata.get("resumes") else []
+        elif all(leaf.metadata.get("resumes") for _, leaf, _ in fields(value)):
+            found.append(f"{path}.*")
+        else:
+            found += resumable(value, f"{path}.")
+    return tuple(found)
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedprune.runs.files import RunDirectoryError, set_aside, write_json
-from fedprune.runs.values import differences, relabelled
+from fedprune.runs.values import differences, flat, relabelled
 
 log = logging.getLogger(__name__)
 LOCK = ".fedprune.lock"
@@ -135,8 +135,9 @@ class RunDirectory:
         self, config: dict[str, Any], source: Path | None, places: Sequence[str]
     ) -> list[str]:
         """In which of ``places`` the configuration differs from the directory's, in words."""
-        moved = []
-        for name, text in differences(_read_config(self.path), config):
+        moved, old = [], _read_config(self.path)
+        _same_fields(f"workdir={self.path}", old, config)
+        for name, text in differences(old, config):
             if name not in places:
                 raise RunDirectoryError(
                     f"workdir={self.path}: belongs to another configuration ({text}); take a new"
@@ -193,6 +194,18 @@ def _read_config(folder: Path) -> Any:
     return relabelled(_read_json(folder / "config.json"))
 
 
+def _same_fields(given: str, old: Any, new: dict[str, Any]) -> None:
+    """Refuses what a version with other fields of the configuration has begun."""
+    before, now = ({name for name, _ in flat(values, ".")} for values in (old, new))
+    for what, names in (("has", before - now), ("has no", now - before)):
+        for name in sorted(names):
+            raise RunDirectoryError(
+                f"{given}: was begun by another version of fedprune (its configuration {what}"
+                f" {name}); its report can be made, but to go on takes that version, or a new"
+                " directory"
+            )
+
+
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
@@ -241,7 +254,9 @@ def _open_source(source: Path, path: Path, config: dict[str, Any], free: Sequenc
             raise RunDirectoryError(f"{given}: is not a run directory with checkpoints (no {name})")
     if source.resolve() == path.resolve():
         raise RunDirectoryError(f"{given}: must be another directory than workdir={path}")
-    for name, text in differences(_read_config(source), config):
+    old = _read_config(source)
+    _same_fields(given, old, config)
+    for name, text in differences(old, config):
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in free):
             raise RunDirectoryError(
                 f"{given}: {text}, but only these may differ: {', '.join(free)}"
