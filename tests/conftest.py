@@ -22,6 +22,20 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--one-each", action="store_true", help="of a test with parameters, only the first ones"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--one-each"):
+        first = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
+        others = [item for item in items if first[item.nodeid.partition("[")[0]] is not item]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in set(others)]
+
+
 @pytest.fixture(scope="session")
 def dataset():
     """The embedded images."""
