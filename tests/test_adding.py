@@ -77,7 +77,7 @@ def two_states():
 
     return Fading(draw)
 """,
-        "config/links.py",
+        "config/uplink.py",
         "FADINGS = {",
         '"two_states": Kind(lambda c: import_module("fedprune.channel.two_states").two_states()),',
         ["--config.uplink.fading=two_states"],
@@ -117,7 +117,7 @@ def lossy():
 
     return plain._replace(prepare=prepare)
 """,
-        "config/links.py",
+        "config/uplink.py",
         "UPLINKS = {",
         '"lossy": Kind(lambda c, network: import_module("fedprune.link.lossy").lossy()),',
         ["--config.uplink.link=lossy"],

@@ -8,6 +8,8 @@ between the arms of one compiled program; all others are part of the program's s
 
 from fedprune.config.data import PARTITIONS as PARTITIONS
 from fedprune.config.data import Data as Data
+from fedprune.config.downlink import DOWNLINKS as DOWNLINKS
+from fedprune.config.downlink import Downlink as Downlink
 from fedprune.config.edges import CLOUDS as CLOUDS
 from fedprune.config.edges import Edges as Edges
 from fedprune.config.fields import ConfigError as ConfigError
@@ -27,11 +29,6 @@ from fedprune.config.fields import spec as spec
 from fedprune.config.fields import suggestion as suggestion
 from fedprune.config.fields import to_json as to_json
 from fedprune.config.fields import traced_paths as traced_paths
-from fedprune.config.links import DOWNLINKS as DOWNLINKS
-from fedprune.config.links import FADINGS as FADINGS
-from fedprune.config.links import UPLINKS as UPLINKS
-from fedprune.config.links import Downlink as Downlink
-from fedprune.config.links import Uplink as Uplink
 from fedprune.config.machine import PLACES as PLACES
 from fedprune.config.machine import WHOLE as WHOLE
 from fedprune.config.machine import Mesh as Mesh
@@ -52,6 +49,9 @@ from fedprune.config.training import SELECTIONS as SELECTIONS
 from fedprune.config.training import Cohort as Cohort
 from fedprune.config.training import Local as Local
 from fedprune.config.training import Personal as Personal
+from fedprune.config.uplink import FADINGS as FADINGS
+from fedprune.config.uplink import UPLINKS as UPLINKS
+from fedprune.config.uplink import Uplink as Uplink
 from fedprune.config.whole import Arm as Arm
 from fedprune.config.whole import Config as Config
 from fedprune.config.whole import program_groups as program_groups

@@ -4,8 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedprune.config import data, edges, links, machine, model, pruning, training
+from fedprune.config import data, downlink, edges, machine, model, pruning, training, uplink
 from fedprune.config.data import Data
+from fedprune.config.downlink import Downlink
 from fedprune.config.edges import Edges
 from fedprune.config.fields import (
     ConfigError,
@@ -17,12 +18,12 @@ from fedprune.config.fields import (
     spec,
     traced_paths,
 )
-from fedprune.config.links import Downlink, Uplink
 from fedprune.config.machine import WHOLE, Mesh, Run
 from fedprune.config.model import Model
 from fedprune.config.pruning import Pruning
 from fedprune.config.server import Server
 from fedprune.config.training import Cohort, Local, Personal
+from fedprune.config.uplink import Uplink
 
 
 @dataclass
@@ -72,7 +73,7 @@ def validate(config: Config) -> None:
       ConfigError: the first fault.
     """
     check_each(config)
-    for part in (data, training, model, pruning, links, edges, machine):
+    for part in (data, training, model, pruning, uplink, downlink, edges, machine):
         part.check(config)
 
 
