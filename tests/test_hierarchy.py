@@ -315,11 +315,11 @@ def test_configuration_reaches_the_allocation():
     _, ratio, _ = slowest(uplink__ofdma__scheme="printed")
     np.testing.assert_allclose(ratio, best, rtol=1e-4)
     # One band for 25 devices is too little: all prune what they may, and end together.
-    seconds, ratio, device = slowest(uplink__bands="shared")
+    seconds, ratio, device = slowest(uplink__ofdma__bands="shared")
     np.testing.assert_allclose(ratio, 0.95, rtol=1e-6)
     assert seconds > 0.03
     np.testing.assert_allclose(device.seconds, seconds, rtol=1e-4)
-    seconds, ratio, _ = slowest(uplink__noise_of="share")
+    seconds, ratio, _ = slowest(uplink__ofdma__noise_of="share")
     assert seconds < 0.03 * (1 - 1e-4)
     np.testing.assert_allclose(ratio, best, rtol=1e-6)
 

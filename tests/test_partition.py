@@ -414,7 +414,9 @@ def test_partition_figure(tmp_path, monkeypatch):
     counts = np.array([[3, 0, 2], [1, 4, 0]])
     figures = []
     save = report.save
-    monkeypatch.setattr(report, "save", lambda figure, p: (figures.append(figure), save(figure, p)))
+    monkeypatch.setattr(
+        report.figures, "save", lambda figure, p: (figures.append(figure), save(figure, p))
+    )
     for name in ("a", "b"):
         report.partition_figure(tmp_path / name, counts, ["x", "y", "z"], "title")
     bars = sorted(
