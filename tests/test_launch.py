@@ -379,10 +379,11 @@ def test_fresh_and_resumed_from_another_run(unbroken, tmp_path):
     assert (workdir / "old" / "1" / "report.md").read_bytes() == (
         unbroken / "report.md"
     ).read_bytes()
-    result = launch(*asked, f"--resume_from={unbroken}", "--fresh", "--config.model.cnn.kernel=5")
+    other = "--config.data.partition=shards"
+    result = launch(*asked, f"--resume_from={unbroken}", "--fresh", other)
     assert result.returncode == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert "model.cnn.kernel was 3, is 5, but only these may differ: variant, " in line
+    assert "data.partition was 'iid', is 'shards', but only these may differ: variant, " in line
     assert not (workdir / "old" / "2").exists()
 
 

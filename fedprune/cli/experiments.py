@@ -191,9 +191,9 @@ def load(given: str, said: str | None = None) -> tuple[Experiment, cfg.Config]:
         raise ExperimentError(f"{said}: its get_config has {fault}") from None
     allowed = getattr(module, "VARIANTS", arguments)
     if variant is not None and variant not in allowed:
-        raise ExperimentError(
-            f"variant {variant!r} of {file.stem}: must be one of {', '.join(map(str, allowed))}"
-        )
+        names = ", ".join(map(str, allowed))
+        names = names if len(allowed) == 1 else f"one of {names}"
+        raise ExperimentError(f"variant {variant!r} of {file.stem}: must be {names}")
     config = _guarded(said, lambda: get_config(*arguments))
     if not isinstance(config, cfg.Config):
         raise ExperimentError(
