@@ -71,6 +71,8 @@ def test_grammar(text, found):
         ("variant=fast,tiny", "variant: cannot be swept, it is a label of the experiment"),
         ("ratio", "'ratio': must be FIELD=VALUE,VALUE,..."),
         ("ratio=", "pruning.ratio='': must be a number"),
+        ("download=0:2", "data.download='0:2': must be true or false"),
+        ("download=yes", "data.download='yes': must be true or false"),
         ("ratio=0.1,,0.2", "pruning.ratio='': must be a number"),
         ("ratio=high", "pruning.ratio='high': must be a number and at least 0 and at most 1"),
         ("seed=0.5", "run.seed='0.5': must be an integer"),

@@ -92,7 +92,7 @@ def _path(word: str, known: Mapping[str, Any], config: cfg.Config) -> str:
 def _values(path: str, text: str, field: dataclasses.Field) -> Sequence[Any]:
     """The values of one item between commas."""
     kind, single = cfg.element_type(field), cfg.one_value(field)
-    interval = re.fullmatch(r"(-?\d+):(-?\d+)", text) if single and kind is not str else None
+    interval = re.fullmatch(r"(-?\d+):(-?\d+)", text) if single and kind in (int, float) else None
     if interval:
         first, end = map(int, interval.groups())
         if not 0 < end - first <= LARGEST:

@@ -64,12 +64,9 @@ class Resnet:
 
 
 @dataclass
-class Vgg16:
+class Vgg16(Mlp):
     """P3's small VGG16."""
 
-    hidden: tuple[int, ...] = spec(
-        (32,), "widths of the hidden dense layers", low=1, high=1_000_000
-    )
     widths: tuple[int, ...] = spec((64, 128, 256, 512), "filters of each stage", low=1, high=65536)
 
 

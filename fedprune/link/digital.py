@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedprune import bill, channel, check, rng, tree
-from fedprune.link.uplink import memory_of
+from fedprune.link.uplink import memory_of, survey_of
 from fedprune.types import (
     Air,
     Arrival,
@@ -17,11 +17,9 @@ from fedprune.types import (
     Key,
     Mask,
     Params,
-    PyTree,
     Received,
     Sender,
     Sent,
-    Survey,
     Total,
     Uplink,
 )
@@ -117,12 +115,6 @@ def orthogonal(
     def bits_of(kept: jax.Array) -> jax.Array:
         return kept.astype(jnp.float32) * value_bits + (32.0 if value_bits < 32 else 0.0)
 
-    def survey(asked: Survey) -> tuple[jax.Array, PyTree]:
-        everybody = jnp.arange(asked.clients)
-        at = channel.Instant(asked.key, asked.round, everybody, asked.memory)
-        channels, memory = draw.draw(at)
-        return channel.power(channel.separate(channels).true), memory
-
     def encode(sender: Sender) -> Sent:
         link: _Link = sender.state
         trained, delta = sender.trained, sender.trained.delta
@@ -148,7 +140,13 @@ def orthogonal(
         return Received(tree.mean(signal, weight), cost)
 
     return Uplink(
-        prepare, encode, finish, memory_of(draw), survey=survey, masks=True, clients=draw.clients
+        prepare,
+        encode,
+        finish,
+        memory_of(draw),
+        survey=survey_of(draw),
+        masks=True,
+        clients=draw.clients,
     )
 
 

@@ -158,7 +158,7 @@ def over_the_air(
         lambda sender: _encode(air, sender),
         lambda arrival: _finish(air, arrival),
         memory_of(draw),
-        survey=lambda asked: _survey(air, asked),
+        survey=survey_of(draw),
         clients=draw.clients,
     )
 
@@ -193,13 +193,6 @@ def _prepare(air: _Superposition, cohort: Cohort) -> Air:
     strong = (jnp.square(jnp.abs(gains.known)) >= air.threshold).any(1)
     paired = channel.pairs(cohort.mask) if air.pairs else ()
     return Air(strong, strong, gains, common=paired, memory=memory)
-
-
-def _survey(air: _Superposition, asked: Survey) -> tuple[jax.Array, PyTree]:
-    everybody = jnp.arange(asked.clients)
-    at = channel.Instant(asked.key, asked.round, everybody, asked.memory)
-    channels, memory = air.draw.draw(at)
-    return channel.power(channel.separate(channels).true), memory
 
 
 def _encode(air: _Superposition, sender: Sender) -> Sent:
@@ -302,6 +295,18 @@ def memory_of(fading: channel.Fading) -> Callable[[Params], PyTree] | None:
     """``Uplink.init`` of an uplink that keeps the state of the fading and nothing else."""
     start = fading.init
     return None if start is None else lambda params: start()
+
+
+def survey_of(fading: channel.Fading) -> Callable[[Survey], tuple[jax.Array, PyTree]]:
+    """``Uplink.survey`` of an uplink whose channels are drawn by the fading."""
+
+    def survey(asked: Survey) -> tuple[jax.Array, PyTree]:
+        everybody = jnp.arange(asked.clients)
+        at = channel.Instant(asked.key, asked.round, everybody, asked.memory)
+        channels, memory = fading.draw(at)
+        return channel.power(channel.separate(channels).true), memory
+
+    return survey
 
 
 def _phase(gain: jax.Array) -> jax.Array:
