@@ -131,7 +131,7 @@ def test_every_stage_takes_it(name, federation, tmp_path):
         assert (0 < share < 1) if is_kernel else share == 1, path
         assert not np.asarray(leaf)[~np.asarray(kept)].any()
         assert np.asarray(leaf).any() or not is_kernel
-    payload.save(tmp_path / "model", state.params, state.mask)
+    payload.save(tmp_path / "model", state.params, state.mask, "bitmap")
     again, _ = payload.load(tmp_path / "model", like=state.params)
     jax.tree.map(np.testing.assert_array_equal, again, state.params)
 

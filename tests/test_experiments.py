@@ -13,6 +13,7 @@ import pytest
 from fedprune import config as cfg
 from fedprune.cli import experiments, parse, run, sweep_flags
 from fedprune.cli.experiments import ExperimentError
+from fedprune.runs import execution
 
 ROOT = Path(__file__).parents[1]
 SINGLE = (ROOT / "experiments" / "single.py").read_text()
@@ -382,3 +383,82 @@ def test_a_quick_answer_does_without_jax(words):
     status = 0 if words[-1] in ("--help", "run") else 2
     assert result.stderr.splitlines()[-1] == f"{status} []", result.stderr
     assert time.monotonic() - began < 10  # on a machine that is busy with other tests
+
+
+NETWORK = """
+import jax
+import jax.numpy as jnp
+from fedprune.types import Model
+
+
+def model(config, dataset):
+    features = dataset.x_train[0].size
+
+    def init(key):
+        w = jax.random.normal(key, (features, dataset.classes)) / features
+        return {"kernel": w, "bias": jnp.zeros(dataset.classes)}
+
+    def apply(params, x):
+        return jnp.tanh(x.reshape(len(x), -1) @ params["kernel"]) + params["bias"][None]
+
+    return Model(init, apply)
+"""
+WITH_NETWORK = SINGLE.replace(
+    'config.model.name, config.model.mlp.hidden = 4, "mlp", (8,)', '_ = 4, ""'
+)
+WITH_NETWORK += NETWORK
+
+
+def test_a_file_with_a_network_of_its_own(tmp_path):
+    """It is what is trained, and what goes on; another one is chosen by a flag."""
+    (tmp_path / "mine.py").write_text(WITH_NETWORK)
+    words = ["fedprune", "run", "mine.py:tiny", *QUICK, "--workdir=run"]
+    result = start(*words, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["density"].keys() == {"kernel"}
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["model"]["name"] == "own"
+
+    begun = json.loads((tmp_path / "run" / "run.json").read_text())["identity"]
+    assert identity(tmp_path) == begun
+    other = identity(tmp_path, WITH_NETWORK.replace("jnp.tanh", "jnp.sin"))
+    differ = [name for name in begun if other[name] != begun[name]]
+    assert [name.partition(",")[0] for name in differ] == ["network of program0"]
+    _, changed = parsed(f"{tmp_path / 'mine.py'}:tiny", "--config.model.name=mlp")
+    assert changed.model.name == "mlp"
+
+
+def identity(tmp_path, text=WITH_NETWORK):
+    """What a run with a file must have in common with its start, to go on."""
+    experiment, config = parsed(f"{own(tmp_path, text)}:tiny", *QUICK)
+    return execution.plan(config, experiment.arms(config), experiment.own()).identity
+
+
+def parsed(*words):
+    given = parse.parse(["fedprune", *words], run.define)
+    return given.experiment, given.config
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "flags", "says"),
+    [
+        ("return Model(init, apply)", "return apply", [], r"own.py: its model must return a fed"),
+        ("[0].size", "[0].sice", [], r"cannot be made \(AttributeError: .*, in own.py:\d+\)"),
+        ("(features,", "(7,", [], r"be made \(TypeError: dot_general .*, in own.py:\d+\)"),
+        ("", "", ["--config.pruning.granularity=unit"], r"'unit': .* function structure"),
+        (NETWORK, "", ["--config.model.name=own"], "'own': the experiment's file has no function"),
+    ],
+    ids=["no model", "a fault", "other examples", "units", "no function"],
+)
+def test_a_network_that_cannot_be_used(old, new, flags, says, tmp_path):
+    path = own(tmp_path, WITH_NETWORK.replace(old, new))
+    experiment, config = parsed(f"{path}:tiny", *QUICK, *flags)
+    with pytest.raises((ExperimentError, cfg.ConfigError), match=says):
+        execution.plan(config, experiment.arms(config), experiment.own())
+
+
+def test_a_network_beside_one_that_is_named(tmp_path):
+    path = own(tmp_path, SINGLE + NETWORK)
+    with pytest.raises(ExperimentError, match=r"its get_config sets model\.name='mlp'; must leave"):
+        experiments.load(f"{path}:tiny")

@@ -387,6 +387,25 @@ def test_a_full_disk_is_an_error_and_costs_nothing_else(unbroken, disk, size):
     assert start(folder / "run") == (unbroken / "metrics.jsonl").read_text()
 
 
+@pytest.mark.parametrize("how", ["workdir", "resume_from"])
+def test_a_run_goes_on_with_its_own_data_only(unbroken, tmp_path, how):
+    """Whoever says nothing of them, as older versions did, goes on."""
+    one, other = {"data": "a", "network": "b"}, {"data": "c"}
+    with RunDirectory(tmp_path / "run", CONFIG, identity=one) as directory:
+        directory.record({})
+    source = shutil.copytree(unbroken, tmp_path / "source")
+    record = json.loads((source / "run.json").read_text())
+    (source / "run.json").write_text(json.dumps({**record, "identity": one}))
+    where = {"path": tmp_path / "run"}
+    if how == "resume_from":
+        where = {"path": tmp_path / "new", "resume_from": source}
+    with pytest.raises(RunDirectoryError, match=f"{how}=.*: was begun with another data; put"):
+        RunDirectory(**where, config=CONFIG, identity=other)
+    assert not (tmp_path / "new").exists()
+    for identity in ({}, {"data": "a"}):
+        RunDirectory(**where, config=CONFIG, identity=identity).close()
+
+
 @pytest.mark.parametrize(
     ("limit", "file"),
     [(100, "config.json"), (180, "run.json"), (1000, "metrics.jsonl")],

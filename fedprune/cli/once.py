@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedprune import config as cfg
 from fedprune.cli import monitor, shell
-from fedprune.cli.experiments import Experiment, where
+from fedprune.cli.experiments import Experiment, ExperimentError, where
 
 if TYPE_CHECKING:
     from fedprune import runs
@@ -110,8 +110,10 @@ def _run(job: Job, stop: threading.Event, before: Mapping[signal.Signals, Any]) 
 
     with contextlib.ExitStack() as stack:
         try:
-            plan = processes.together(lambda: execution.plan(job.config, job.arms))
-        except ValueError as e:  # of the configuration; later it is none
+            plan = processes.together(
+                lambda: execution.plan(job.config, job.arms, job.experiment.own())
+            )
+        except (ValueError, ExperimentError) as e:  # of the configuration; later it is none
             raise PlanError(e) from e
         processes.require_same(lambda: _facts(plan))
         if job.profile:
@@ -120,7 +122,7 @@ def _run(job: Job, stop: threading.Event, before: Mapping[signal.Signals, Any]) 
                     f"workdir={job.workdir}: is neither empty nor a run directory"
                 )
             return _profile(plan, job.workdir)
-        directory = processes.together(lambda: _open(job, stack))
+        directory = processes.together(lambda: _open(job, plan, stack))
         try:
             rows = execution.execute(plan, directory, stop.is_set)
         except loop.Stopped:
@@ -140,7 +142,7 @@ def _run(job: Job, stop: threading.Event, before: Mapping[signal.Signals, Any]) 
         return f"{said}\nResults in {directory.path}: {files}"
 
 
-def _open(job: Job, stack: contextlib.ExitStack) -> runs.RunDirectory | None:
+def _open(job: Job, plan: execution.Plan, stack: contextlib.ExitStack) -> runs.RunDirectory | None:
     """The run directory, with this start in its record; None on all processes but the first."""
     from fedprune import backend, processes, runs
 
@@ -153,6 +155,7 @@ def _open(job: Job, stack: contextlib.ExitStack) -> runs.RunDirectory | None:
         resume_from=job.source,
         free=cfg.resumable(job.config),
         places=cfg.PLACES,
+        identity=plan.identity,
     )
     stack.enter_context(directory)
     directory.record({**backend.environment(), "experiment": job.experiment.origin()})
@@ -177,8 +180,9 @@ def reported(
         arms = list(dict.fromkeys(row["arm"] for row in rows))
         values = cfg.to_json(config)
         report.write_summary(folder, config.experiment, values, rows, arms, {}, [])
+        said = where(e, experiment.file)
         raise ReportError(
-            f"{folder}: the run is done, but its report failed ({where(e)}); metrics.jsonl and"
+            f"{folder}: the run is done, but its report failed ({said}); metrics.jsonl and"
             " summary.json are there, and the same command makes the report again"
         ) from e
 
@@ -203,10 +207,8 @@ def _facts(plan: execution.Plan) -> dict[str, Any]:
     import jax
 
     from fedprune import backend
-    from fedprune.runs import checkpoint
 
     about = backend.environment()
-    arrays = [value for value in plan.dataset if hasattr(value, "dtype")]
     return {
         **{path: value for path, _, value in cfg.fields(plan.config)},
         **{f"arms of {program.name}": list(program.labels) for program in plan.programs},
@@ -217,7 +219,7 @@ def _facts(plan: execution.Plan) -> dict[str, Any]:
         "devices of a process": jax.local_device_count(),
         # Every process computes what all of them share; it must come to the same bits.
         "processor": about["processor"] if jax.default_backend() == "cpu" else "",
-        f"data {plan.dataset.name}": checkpoint.fingerprint(arrays),
+        **{f"{name} ({plan.dataset.name})": value for name, value in plan.identity.items()},
     }
 
 

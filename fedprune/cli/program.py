@@ -97,14 +97,16 @@ def _run_batch(
 
     began = time.monotonic()
     shared, arms = plan(experiment, config, batch)
-    ready = execution.plan(shared, arms)
+    ready = execution.plan(shared, arms, experiment.own())
     for trial in todo:
         trials.record(sweep, trial, None)
         with _directory(sweep, config, trial) as own:
             own.record({**backend.environment(), "experiment": sweep.origin})
     about = {"config": cfg.to_json(shared), "arms": {a.name: dict(a.overrides) for a in arms}}
     names = hashlib.sha256("\n".join(trial.name for trial in batch).encode()).hexdigest()
-    with RunDirectory(sweep.folder / "programs" / names[:8], about) as directory:
+    with RunDirectory(
+        sweep.folder / "programs" / names[:8], about, identity=ready.identity
+    ) as directory:
         directory.record(backend.environment())
         rows = execution.execute(ready, directory)
     for trial in todo:

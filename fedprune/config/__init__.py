@@ -34,6 +34,7 @@ from fedprune.config.machine import WHOLE as WHOLE
 from fedprune.config.machine import Mesh as Mesh
 from fedprune.config.machine import Run as Run
 from fedprune.config.model import NETWORKS as NETWORKS
+from fedprune.config.model import OWN as OWN
 from fedprune.config.model import Model as Model
 from fedprune.config.model import Network as Network
 from fedprune.config.pruning import IMPORTANCES as IMPORTANCES

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,11 +41,13 @@ class RunDirectory:
       free: patterns of the paths in which ``resume_from``'s configuration may differ.
       places: paths that say on which devices a run computes, and not what. In these a start may
         differ from the one before; ``config.json`` has the last one's.
+      identity: name -> checksum of what a run is beside its configuration, such as its data.
+        ``run.json`` keeps it, and every start must have the same, as far as both name it.
 
     Raises:
-      RunDirectoryError: another process uses it, it belongs to another configuration, it is not
-        empty and not a run directory, it cannot be made, or ``resume_from`` cannot be continued.
-        Nothing is written.
+      RunDirectoryError: another process uses it, it belongs to another configuration or other
+        data, it is not empty and not a run directory, it cannot be made, or ``resume_from`` cannot
+        be continued. Nothing is written.
     """
 
     def __init__(
@@ -57,8 +59,9 @@ class RunDirectory:
         resume_from: str | os.PathLike | None = None,
         free: Sequence[str] = (),
         places: Sequence[str] = (),
+        identity: Mapping[str, str] | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path, self._identity = Path(path), dict(identity or {})
         file = self.path / "config.json"
         # Through JSON and back, so that tuples compare with the lists they become.
         self._config = config = relabelled(json.loads(json.dumps(config)))
@@ -77,6 +80,7 @@ class RunDirectory:
         with contextlib.ExitStack() as stack:
             if source is not None and not begun:
                 stack.enter_context(_open_source(source, self.path, config, free))
+                _same_identity(f"resume_from={source}", source, self._identity)
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 lock = (self.path / LOCK).open("w", encoding="utf-8")
@@ -145,6 +149,7 @@ class RunDirectory:
                     " --fresh"
                 )
             moved.append(text)
+        _same_identity(f"workdir={self.path}", self.path, self._identity)
         if source is not None:
             origin = _read_json(self.path / "run.json")["resumed_from"]
             if origin is None or origin["path"] != str(source.resolve()):
@@ -169,7 +174,9 @@ class RunDirectory:
                 "path": str(source.resolve()),
                 "id": _read_json(source / "run.json")["id"],
             }
-        run: dict[str, Any] = {"id": uuid.uuid4().hex, "resumed_from": origin, "starts": []}
+        run: dict[str, Any] = {"id": uuid.uuid4().hex, "resumed_from": origin}
+        run |= {"identity": self._identity} if self._identity else {}
+        run["starts"] = []
         write_json(self.path / "run.json", run)
         write_json(self.path / "config.json", config)
 
@@ -203,6 +210,17 @@ def _same_fields(given: str, old: Any, new: dict[str, Any]) -> None:
                 f"{given}: was begun by another version of fedprune (its configuration {what}"
                 f" {name}); its report can be made, but to go on takes that version, or a new"
                 " directory"
+            )
+
+
+def _same_identity(given: str, folder: Path, identity: Mapping[str, str]) -> None:
+    """Refuses what was begun with other data, or another network of the user's."""
+    before = _read_json(folder / "run.json").get("identity", {})  # runs of older versions have none
+    for name in sorted(before.keys() & identity.keys()):
+        if before[name] != identity[name]:
+            raise RunDirectoryError(
+                f"{given}: was begun with another {name}; put that back, take a new directory, or"
+                " start over with --fresh"
             )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 
 from fedprune import backend, build, data, mesh, processes, run
 from fedprune import config as cfg
-from fedprune.runs import Row, RunDirectory, loop
+from fedprune.runs import Row, RunDirectory, checkpoint, loop
 from fedprune.runs.checkpoint import CheckpointError
 from fedprune.types import Model
 
@@ -35,12 +36,19 @@ class Plan(NamedTuple):
     programs: list[loop.Program]
     checkpoints: int
     """bytes of one checkpoint of every program"""
+    identity: dict[str, str]
+    """name -> checksum of the data, and of networks of the user's, for ``RunDirectory``"""
 
 
-def plan(config: cfg.Config, arms: Sequence[cfg.Arm]) -> Plan:
+def plan(config: cfg.Config, arms: Sequence[cfg.Arm], own: build.Own | None = None) -> Plan:
     """Checks the configuration with every arm, loads the data and lays out the programs.
 
     Touches no file of the run.
+
+    Args:
+      config: the experiment's.
+      arms: the experiment's.
+      own: the user's network, for ``model.name=own``.
 
     Raises:
       ConfigError: a value, or an arm's value, that is not allowed.
@@ -57,10 +65,17 @@ def plan(config: cfg.Config, arms: Sequence[cfg.Arm]) -> Plan:
         table = data.summary(partition, dataset.y_train, dataset.y_test)
         log.info("partition %s of seed 0:\n%s", wanted.partition, table)
     programs = [
-        _program(f"program{i}", changed, group, dataset)
+        _program(f"program{i}", changed, group, dataset, own)
         for i, (changed, group) in enumerate(zip(configs, groups.values(), strict=True))
     ]
-    return Plan(config, dataset, [p for p, _ in programs], sum(size for _, size in programs))
+    arrays = [value for value in dataset if hasattr(value, "dtype")]
+    identity = {"content of the data": checkpoint.fingerprint(arrays)}
+    for made, changed in zip(programs, configs, strict=True):
+        if changed.model.name == cfg.OWN:
+            name = f"network of {made.program.name}, as JAX {jax.__version__} has it"
+            identity[name] = _checksum(made.network, dataset)
+    size = sum(made.checkpoint for made in programs)
+    return Plan(config, dataset, [made.program for made in programs], size, identity)
 
 
 def execute(
@@ -83,21 +98,40 @@ def execute(
     return loop.train(plan.programs, folder, c.rounds, c.every, c.save_every, stop)
 
 
+class _Made(NamedTuple):
+    """A program, its network, and the bytes of a checkpoint of it."""
+
+    program: loop.Program
+    network: Model
+    checkpoint: int
+
+
+def _checksum(network: Model, dataset: data.Dataset) -> str:
+    """SHA-256 of what a network computes, as it is given to the compiler."""
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    examples = jax.ShapeDtypeStruct((1, *dataset.x_train.shape[1:]), jnp.float32)
+    text = jax.jit(network.train or network.apply).lower(params, examples).as_text()
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _program(
-    name: str, config: cfg.Config, arms: Sequence[cfg.Arm], dataset: data.Dataset
-) -> tuple[loop.Program, int]:
-    """A program, and the bytes of a checkpoint of it."""
+    name: str,
+    config: cfg.Config,
+    arms: Sequence[cfg.Arm],
+    dataset: data.Dataset,
+    own: build.Own | None,
+) -> _Made:
     first = {arm.name: arm.overrides.get("run.seed", config.run.seed) for arm in arms}
     labels = [
         loop.Label(arm.name, first[arm.name] + i) for arm in arms for i in range(config.run.seeds)
     ]
-    network = build.model(config, dataset)
+    network = build.model(config, dataset, own)
     _check_weights(config, network, len(labels))
     layout = build.layout(config.mesh, len(labels))
     hyper, by_client = _hyper(config, arms), config.run.test == "clients"
 
     def algorithm(values: dict[str, jax.Array]):
-        return build.algorithm(cfg.override(config, values), network, layout)
+        return build.algorithm(cfg.override(config, values), network, layout, own)
 
     # Stages that do not fit each other are refused before there is a directory.
     padded = -(-len(labels) // layout.arm_devices) * layout.arm_devices
@@ -125,9 +159,9 @@ def _program(
         pruned = config.run.evaluate == "pruned"
         evaluate: run.Evaluate
         if by_client:
-            own = build.personal(config, network)
+            parts = build.personal(config, network)
             clients = config.data.clients
-            evaluate = run.client_evaluation(network, layout, clients, own, pruned=pruned)
+            evaluate = run.client_evaluation(network, layout, clients, parts, pruned=pruned)
         else:
             evaluate = run.evaluation(network, layout, pruned=pruned)
         compiled = run.program(algorithm, layout, rounds, evaluate, per_chunk)
@@ -140,7 +174,7 @@ def _program(
         "%s: %d runs (arms times seeds) of %d rounds on %d x %d devices (arms x clients)",
         *(name, len(labels), config.run.rounds, layout.arm_devices, layout.client_devices),
     )
-    return loop.Program(name, labels, start, segment, padded), size.checkpoint
+    return _Made(loop.Program(name, labels, start, segment, padded), network, size.checkpoint)
 
 
 def _bytes(number: float) -> str:
