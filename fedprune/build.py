@@ -33,6 +33,26 @@ from fedprune.rounds import hierarchical
 from fedprune.types import LocalUpdate, Model, Personal, Pruner, Uplink
 
 
+def dataset(d: cfg.Data) -> data.Dataset:
+    """The examples that a configuration asks for.
+
+    Raises:
+      DataError: a dataset that is missing or damaged, or of which the first examples that are taken
+        lack a class.
+    """
+    found = data.load(d.name, d.dir or None, download=d.download, **d.options())
+    if not d.examples:
+        return found
+    taken = data.first(found, d.examples)
+    lost = np.setdiff1d(found.y_train, taken.y_train)
+    if d.name in cfg.OWN_FILES and found.names is not None and len(lost):
+        raise data.DataError(
+            f"data.examples={d.examples}: the first {d.examples} training examples of {found.name}"
+            f" have none of class {found.names[lost[0]]}; 0 takes all"
+        )
+    return taken
+
+
 def partitioner(d: cfg.Data, dataset: data.Dataset) -> Partitioner:
     """Who owns which examples of a dataset.
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedprune import config as cfg
@@ -409,30 +410,50 @@ WITH_NETWORK = SINGLE.replace(
 WITH_NETWORK += NETWORK
 
 
-def test_a_file_with_a_network_of_its_own(tmp_path):
-    """It is what is trained, and what goes on; another one is chosen by a flag."""
+def test_a_network_and_data_of_ones_own(tmp_path):
+    """From an experiment's file and a table to a report; the same command refuses another table."""
     (tmp_path / "mine.py").write_text(WITH_NETWORK)
-    words = ["fedprune", "run", "mine.py:tiny", *QUICK, "--workdir=run"]
+    noise = np.random.default_rng(0)
+    lines = [f"{noise.normal() + 5 * (i % 2):.3f},{i % 2},{'abc'[i % 3]}" for i in range(90)]
+    (tmp_path / "t.csv").write_text("\n".join(["a,label,who", *lines]))
+    words = ["fedprune", "run", "mine.py:tiny", *QUICK, "--workdir=run", *TABLE]
     result = start(*words, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
-    assert first["density"].keys() == {"kernel"}
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["density"].keys() == {"kernel"}
+    assert json.loads(rows[-1])["test_accuracy"] > 0.8
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["model"]["name"] == "own"
 
-    begun = json.loads((tmp_path / "run" / "run.json").read_text())["identity"]
-    assert identity(tmp_path) == begun
-    other = identity(tmp_path, WITH_NETWORK.replace("jnp.tanh", "jnp.sin"))
-    differ = [name for name in begun if other[name] != begun[name]]
-    assert [name.partition(",")[0] for name in differ] == ["network of program0"]
-    _, changed = parsed(f"{tmp_path / 'mine.py'}:tiny", "--config.model.name=mlp")
-    assert changed.model.name == "mlp"
+    (tmp_path / "t.csv").write_text("\n".join(["a,label,who", *lines[1:]]))
+    result = start(*words, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "run: was begun with another content of the data; put that back" in result.stderr
 
 
-def identity(tmp_path, text=WITH_NETWORK):
-    """What a run with a file must have in common with its start, to go on."""
-    experiment, config = parsed(f"{own(tmp_path, text)}:tiny", *QUICK)
-    return execution.plan(config, experiment.arms(config), experiment.own()).identity
+TABLE = ["--config.data.name=csv", "--config.data.dir=t.csv", "--config.data.csv.client=who"]
+TABLE += [
+    "--config.data.partition=natural",
+    "--config.data.clients=3",
+    "--config.pruning.ratio=0.3",
+]
+
+
+def test_a_run_goes_on_with_its_own_network_only(tmp_path):
+    def identity(text):
+        experiment, config = parsed(f"{own(tmp_path, text)}:tiny", *QUICK)
+        return execution.plan(config, experiment.arms(config), experiment.own()).identity
+
+    begun = identity(WITH_NETWORK)
+    assert identity(WITH_NETWORK + "# a remark") == begun
+    other = identity(WITH_NETWORK.replace("jnp.tanh", "jnp.sin"))
+    differ = [name.partition(",")[0] for name in begun if other[name] != begun[name]]
+    assert differ == ["network of program0"]
+
+
+def test_a_flag_chooses_another_network_than_the_files(tmp_path):
+    _, config = parsed(f"{own(tmp_path, WITH_NETWORK)}:tiny", "--config.model.name=mlp")
+    assert config.model.name == "mlp"
 
 
 def parsed(*words):

@@ -6,6 +6,7 @@ What a kind builds loads JAX when it is called. A field marked ``traced`` is num
 between the arms of one compiled program; all others are part of the program's shape.
 """
 
+from fedprune.config.data import OWN_FILES as OWN_FILES
 from fedprune.config.data import PARTITIONS as PARTITIONS
 from fedprune.config.data import Data as Data
 from fedprune.config.downlink import DOWNLINKS as DOWNLINKS

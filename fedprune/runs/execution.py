@@ -55,9 +55,7 @@ def plan(config: cfg.Config, arms: Sequence[cfg.Arm], own: build.Own | None = No
       DataError: a dataset that is missing or damaged.
     """
     cfg.validate_arms(config, arms)
-    dataset = data.load(config.data.name, config.data.dir or None, download=config.data.download)
-    if config.data.examples:
-        dataset = data.first(dataset, config.data.examples)
+    dataset = build.dataset(config.data)
     groups = cfg.program_groups(config, arms)
     configs = [cfg.override(config, dict(static)) for static in groups]
     for wanted in {dataclasses.astuple(c.data): c.data for c in configs}.values():
