@@ -188,6 +188,17 @@ def test_state_beside_parameters_is_refused_by_name(case):
     assert "\n" not in str(caught.value)
 
 
+def test_running_statistics_that_a_call_asks_for_are_not_invented(x):
+    """They are kept nowhere, so logits are NaN, which leaves the client out and is counted."""
+
+    class Asks(Nnx):
+        def __call__(self, x):
+            return self.head(self.norm(self.convs[0](x), use_running_average=True).mean((1, 2)))
+
+    model = models.from_nnx(Asks, SHAPE)
+    assert jnp.isnan(model.apply(model.init(jax.random.key(0)), x)).all()
+
+
 def test_dropout_that_is_off_is_taken(x):
     model = models.from_linen(Linen(drop=0.5), SHAPE, deterministic=True)
     params = model.init(jax.random.key(0))
