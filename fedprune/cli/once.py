@@ -120,7 +120,7 @@ def _run(job: Job, stop: threading.Event, before: Mapping[signal.Signals, Any]) 
                     f"workdir={job.workdir}: is neither empty nor a run directory"
                 )
             return _profile(plan, job.workdir)
-        directory = processes.together(lambda: _open(job, stack))
+        directory = processes.together(lambda: _open(job, plan, stack))
         try:
             rows = execution.execute(plan, directory, stop.is_set)
         except loop.Stopped:
@@ -140,9 +140,10 @@ def _run(job: Job, stop: threading.Event, before: Mapping[signal.Signals, Any]) 
         return f"{said}\nResults in {directory.path}: {files}"
 
 
-def _open(job: Job, stack: contextlib.ExitStack) -> runs.RunDirectory | None:
+def _open(job: Job, plan: execution.Plan, stack: contextlib.ExitStack) -> runs.RunDirectory | None:
     """The run directory, with this start in its record; None on all processes but the first."""
     from fedprune import backend, processes, runs
+    from fedprune.runs import execution
 
     if not processes.is_first():
         return None
@@ -155,7 +156,8 @@ def _open(job: Job, stack: contextlib.ExitStack) -> runs.RunDirectory | None:
         places=cfg.PLACES,
     )
     stack.enter_context(directory)
-    directory.record({**backend.environment(), "experiment": job.experiment.origin()})
+    origin = {"experiment": job.experiment.origin()}
+    directory.record({**backend.environment(), **origin, **execution.about(plan)})
     return directory
 
 
