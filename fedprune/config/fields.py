@@ -148,7 +148,7 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(config: Any, values: Mapping[str, Any]) -> Any:
-    """A copy with every field as in plain nested values, such as ``to_json`` gives or JSON has kept.
+    """A copy with every field as in plain nested values, such as ``to_json`` gives.
 
     Raises:
       ConfigError: a field that only one of the two has.

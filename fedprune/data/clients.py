@@ -64,7 +64,9 @@ def federate(dataset: Dataset, partition: Partition | Sequence[Partition]) -> Fe
 
 
 def normalisation(dataset: Dataset) -> tuple[jnp.ndarray, jnp.ndarray]:
-    """Shift and scale [1, ..., 1, channels] float32, of an example's rank: x = (raw - shift) * scale.
+    """Shift and scale [1, ..., 1, channels] float32, of an example's rank.
+
+    Training and evaluation see x = (raw - shift) * scale.
 
     One pass in float64. Moments of two sets of examples are joined exactly: with d the difference
     of their means, M = M_1 + M_2 + d^2 n_1 n_2 / (n_1 + n_2) is the sum of squares around the
