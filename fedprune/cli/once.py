@@ -145,6 +145,7 @@ def _run(job: Job, stop: threading.Event, before: Mapping[signal.Signals, Any]) 
 def _open(job: Job, plan: execution.Plan, stack: contextlib.ExitStack) -> runs.RunDirectory | None:
     """The run directory, with this start in its record; None on all processes but the first."""
     from fedprune import backend, processes, runs
+    from fedprune.runs import execution
 
     if not processes.is_first():
         return None
@@ -158,7 +159,8 @@ def _open(job: Job, plan: execution.Plan, stack: contextlib.ExitStack) -> runs.R
         identity=plan.identity,
     )
     stack.enter_context(directory)
-    directory.record({**backend.environment(), "experiment": job.experiment.origin()})
+    origin = {"experiment": job.experiment.origin()}
+    directory.record({**backend.environment(), **origin, **execution.about(plan)})
     return directory
 
 

@@ -107,7 +107,7 @@ def _run_batch(
     with RunDirectory(
         sweep.folder / "programs" / names[:8], about, identity=ready.identity
     ) as directory:
-        directory.record(backend.environment())
+        directory.record({**backend.environment(), **execution.about(ready)})
         rows = execution.execute(ready, directory)
     for trial in todo:
         mine = [

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from fedprune.data.arrays import from_arrays as from_arrays
     from fedprune.data.clients import Federation as Federation
     from fedprune.data.clients import federate as federate
+    from fedprune.data.clients import normalisation as normalisation
     from fedprune.data.dataset import DataError as DataError
     from fedprune.data.dataset import Dataset as Dataset
     from fedprune.data.dataset import checked as checked
@@ -47,6 +48,7 @@ _FILES = {
         (
             "Federation",
             "federate",
+            "normalisation",
         ),
         "clients",
     ),

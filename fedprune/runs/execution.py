@@ -14,7 +14,7 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ class Plan(NamedTuple):
     """An experiment that has been checked and is ready to run."""
 
     config: cfg.Config
+    arms: Sequence[cfg.Arm]
     dataset: data.Dataset
     programs: list[loop.Program]
     checkpoints: int
@@ -70,10 +71,22 @@ def plan(config: cfg.Config, arms: Sequence[cfg.Arm], own: build.Own | None = No
     identity = {"content of the data": checkpoint.fingerprint(arrays)}
     for made, changed in zip(programs, configs, strict=True):
         if changed.model.name == cfg.OWN:
-            name = f"network of {made.program.name}, as JAX {jax.__version__} has it"
-            identity[name] = _checksum(made.network, dataset)
+            identity[network_of(made.program.name)] = checksum(
+                made.network, dataset.x_train.shape[1:]
+            )
     size = sum(made.checkpoint for made in programs)
-    return Plan(config, dataset, [made.program for made in programs], size, identity)
+    return Plan(config, arms, dataset, [made.program for made in programs], size, identity)
+
+
+def about(plan: Plan) -> dict[str, Any]:
+    """What a run directory records of a plan, beside its configuration: ``load`` needs it."""
+    dataset = plan.dataset
+    shift, scale = (v.tolist() for v in data.normalisation(dataset))
+    shape = list(dataset.x_train.shape[1:])
+    return {
+        "arms": {arm.name: dict(arm.overrides) for arm in plan.arms},
+        "data": {"shape": shape, "classes": dataset.classes, "shift": shift, "scale": scale},
+    }
 
 
 def execute(
@@ -104,10 +117,15 @@ class _Made(NamedTuple):
     checkpoint: int
 
 
-def _checksum(network: Model, dataset: data.Dataset) -> str:
-    """SHA-256 of what a network computes, as it is given to the compiler."""
+def network_of(program: str) -> str:
+    """What an identity calls the network of a program."""
+    return f"network of {program}, as JAX {jax.__version__} has it"
+
+
+def checksum(network: Model, shape: Sequence[int]) -> str:
+    """SHA-256 of what a network computes of examples of a shape, as the compiler is given it."""
     params = jax.eval_shape(network.init, jax.random.key(0))
-    examples = jax.ShapeDtypeStruct((1, *dataset.x_train.shape[1:]), jnp.float32)
+    examples = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     text = jax.jit(network.train or network.apply).lower(params, examples).as_text()
     return hashlib.sha256(text.encode()).hexdigest()
 
