@@ -2,8 +2,8 @@
 
 On a terminal there is one live bar, of the program that runs; that of a program that has ended
 stays above it as a line. Whatever else Python prints meanwhile (log records, warnings, ``print``)
-goes above the bar and never into it. In a file or a pipe there are lines instead: when a program starts and
-ends, after its first rounds, and in between at most one every ``EVERY`` seconds.
+goes above the bar and never into it. In a file or a pipe there are lines instead: when a program
+starts and ends, after its first rounds, and in between at most one every ``EVERY`` seconds.
 
 The remaining time is that of all programs. What is left of a program that runs takes the seconds of
 its own rounds so far; a program that has not begun takes those of the others' rounds, in proportion

@@ -266,9 +266,7 @@ def _run(sweep: Sweep, experiment: Experiment, config: cfg.Config, values: flags
     signal.signal(signal.SIGTERM, _stop)
     try:
         sweep.folder.mkdir(parents=True, exist_ok=True)
-        opens = log.connect(
             sweep.writers
-        )  # before anything is written, and before many would at once
         with runs.locked(
             (sweep.folder / runs.LOCK).open("w", encoding="utf-8"), f"workdir={sweep.folder}"
         ):

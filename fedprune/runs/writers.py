@@ -122,4 +122,4 @@ def guarded(writer: Writer, said: Callable[[Exception], str]) -> Writer:
 
         return call
 
-    return Writer(*map(guard, writer))
+    return Writer(guard(writer.begin), guard(writer.write), guard(writer.close))
