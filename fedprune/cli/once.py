@@ -145,7 +145,7 @@ def _run(job: Job, stop: threading.Event, before: Mapping[signal.Signals, Any]) 
         said = reported(job.experiment, job.config, rows, directory.path)
         page.write([directory.path], directory.path / page.NAME)
         files = "report.md, report.html, summary.json, figures/, metrics.jsonl"
-        return f"{said}\nResults in {directory.path}: {files}"
+        return f"{said}\nResults in {directory.path}:\n  {files}"
 
 
 def _open(job: Job, stack: contextlib.ExitStack) -> runs.RunDirectory | None:

@@ -265,8 +265,8 @@ def _run(sweep: Sweep, experiment: Experiment, config: cfg.Config, values: flags
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, _stop)
     try:
+        opens = log.connect(sweep.writers)  # here first, since it may make the store
         sweep.folder.mkdir(parents=True, exist_ok=True)
-            sweep.writers
         with runs.locked(
             (sweep.folder / runs.LOCK).open("w", encoding="utf-8"), f"workdir={sweep.folder}"
         ):

@@ -143,8 +143,8 @@ def _program(
         )
 
     log.info(
-        "%s: %d runs (arms times seeds) of %d rounds on %d x %d devices (arms x clients)",
-        *(name, len(labels), config.run.rounds, layout.arm_devices, layout.client_devices),
+        "%s: runs (arms times seeds): %d; devices: %d for arms x %d for clients",
+        *(name, len(labels), layout.arm_devices, layout.client_devices),
     )
     return loop.Program(name, labels, start, segment, padded), size.checkpoint
 
