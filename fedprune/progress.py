@@ -87,16 +87,18 @@ class Progress:
 
     def advance(self, done: int, accuracy: float | None = None) -> None:
         """The part has so many rounds behind it, and its models this accuracy on average."""
-        first = self._estimate.advance(done)
+        first, rounds = self._estimate.advance(done), self._parts[self._at].rounds
         left = self._estimate.left()
         if self._bar is not None:
-            notes = [f"accuracy {accuracy:.3f}"] if accuracy is not None else []
-            notes += [f"{duration(left)} left"] if left is not None and left > 0 else []
+            notes = [] if accuracy is None else [f"accuracy {accuracy:.3f}"]
+            if done == rounds:
+                notes.insert(0, f"took {duration(self._estimate.taken())}")
+            elif left is not None:
+                notes.insert(0, f"{duration(left)} left")
             self._bar.set_description_str(self._title(), refresh=False)
             self._bar.set_postfix_str(", ".join(notes), refresh=False)
             self._bar.update(done - self._bar.n)
             return
-        rounds = self._parts[self._at].rounds
         due = first or done == rounds or self._clock() - self._said >= EVERY
         if self._stream and due:
             text = f"{self._title()}: round {done} of {rounds}"
@@ -183,6 +185,11 @@ class Estimate:
             later=new - m.first, later_seconds=seconds - m.first_seconds
         )
         return False
+
+    def taken(self) -> float:
+        """Seconds of the part that runs, from its start to its last ``advance``."""
+        m = self._measured[self._at]
+        return m.first_seconds + m.later_seconds
 
     def left(self) -> float | None:
         """Seconds until the last part ends; None while nothing tells."""

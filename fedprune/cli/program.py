@@ -76,7 +76,7 @@ def run(
     experiment: Experiment,
     config: cfg.Config,
     todo: Sequence[Trial],
-    opens: Sequence[Open],
+    opens: Sequence[Open] = (),
 ) -> None:
     """Runs trials to their end, resuming what was interrupted. Whatever goes wrong in a batch (data
     that are missing, too little memory) is noted for its trials, and what does in a report for its

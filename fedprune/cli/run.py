@@ -98,11 +98,12 @@ def listing() -> str:
     """The experiments that ship, with the first line of their text and their variants."""
     lines = ["Experiments that ship with fedprune: fedprune run NAME[:VARIANT]", ""]
     for name, summary, variants in experiments.shipped():
-        lines += [f"  {name}: {', '.join(variants)}", f"      {summary}"]
+        lines += parse.wrapped(f"{name}: {', '.join(variants)}", before="  ", after="      ")
+        lines += parse.wrapped(summary, before="      ")
     end = (
         "fedprune run NAME --help has the whole text of one, fedprune run ./FILE.py runs your own."
     )
-    return "\n".join([*lines, "", end])
+    return "\n".join([*lines, "", *parse.wrapped(end)])
 
 
 def _job(given: parse.Given) -> once.Job:
