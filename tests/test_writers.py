@@ -128,6 +128,7 @@ def test_no_round_is_missing_or_there_twice(kind, owner, tmp_path, monkeypatch):
             train(tmp_path, opened)
         except Killed:
             continue
+    left = 0
     train(tmp_path, opened)
     assert {len(found) for found in wanted(tmp_path).values()} == {12}
     same(read(tmp_path), wanted(tmp_path))
