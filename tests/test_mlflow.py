@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # which would go over the network
 pytest.importorskip("mlflow")
 from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
@@ -146,9 +147,7 @@ def test_a_store_that_is_lost_stops_the_run_in_one_line(uri, tmp_path, monkeypat
             return real(self, *args, **named)
 
         lost.setattr(MlflowClient, "log_batch", failing)
-        with pytest.raises(
-            WriterError, match=r"^log mlflow: sqlite:.* failed \(the server is gone\)"
-        ):
+        with pytest.raises(WriterError, match=r"sqlite:.* failed \(the server is gone\)"):
             train(tmp_path / "run", uri)
     train(tmp_path / "run", uri)
     for run in stored(uri, "numpy:tiny"):
@@ -158,7 +157,7 @@ def test_a_store_that_is_lost_stops_the_run_in_one_line(uri, tmp_path, monkeypat
 def fedprune(*words: str, **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "fedprune", *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "1", **variables},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
         capture_output=True,
         text=True,
         timeout=300,
