@@ -173,7 +173,7 @@ def _log(job: Job, directory: runs.RunDirectory | None, opens: Sequence[Open]) -
     if not directory:
         return Log()
     about = log.about(directory, job.config, {arm.name: arm.overrides for arm in job.arms})
-    return Log([open(about) for open in opens])
+    return Log([opened(about) for opened in opens])
 
 
 def reported(

@@ -145,7 +145,7 @@ def _log(
         arms = {arm.name: arm.overrides for arm in experiment.arms(changed)}
         with _directory(sweep, config, trial) as own:
             abouts[trial.name] = log.about(own, changed, arms)
-    made = ({name: open(about) for name, about in abouts.items()} for open in opens)
+    made = ({name: opened(about) for name, about in abouts.items()} for opened in opens)
     return Log([log.shared(writers) for writers in made])
 
 
