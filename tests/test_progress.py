@@ -107,7 +107,7 @@ def test_nothing_is_torn_on_a_terminal(monkeypatch):
         print("the end", end="")
     log.removeHandler(handler)
     assert (sys.stderr, handler.stream) == (terminal, terminal)
-    said = ["a record", "a print in parts", "as warnings do"]
+    said = ["^a record$", "^a print in parts$", "^as warnings do$"]
     end = r"\|.*\| 2/2 rounds, took 0 s, accuracy 0.750$"
     for line, wanted in zip(
         terminal.screen(),
@@ -115,7 +115,6 @@ def test_nothing_is_torn_on_a_terminal(monkeypatch):
         strict=True,
     ):
         assert re.search(wanted, line), (wanted, line)
-        assert line.count("|") in (0, 2)
 
 
 def test_a_part_that_was_done_before_is_not_shown(capsys):
