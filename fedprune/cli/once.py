@@ -127,7 +127,7 @@ def _run(job: Job, stop: threading.Event, before: Mapping[signal.Signals, Any]) 
                 )
             return _profile(plan, job.workdir)
         opens = processes.together(lambda: log.connect(job.log) if processes.is_first() else [])
-        directory = processes.together(lambda: _open(job, stack))
+        directory = processes.together(lambda: _open(job, plan, stack))
         out = processes.together(lambda: _log(job, directory, opens))
         try:
             rows = execution.execute(plan, directory, stop.is_set, out)
@@ -148,9 +148,10 @@ def _run(job: Job, stop: threading.Event, before: Mapping[signal.Signals, Any]) 
         return f"{said}\nResults in {directory.path}:\n  {files}"
 
 
-def _open(job: Job, stack: contextlib.ExitStack) -> runs.RunDirectory | None:
+def _open(job: Job, plan: execution.Plan, stack: contextlib.ExitStack) -> runs.RunDirectory | None:
     """The run directory, with this start in its record; None on all processes but the first."""
     from fedprune import backend, processes, runs
+    from fedprune.runs import execution
 
     if not processes.is_first():
         return None
@@ -163,7 +164,8 @@ def _open(job: Job, stack: contextlib.ExitStack) -> runs.RunDirectory | None:
         places=cfg.PLACES,
     )
     stack.enter_context(directory)
-    directory.record({**backend.environment(), "experiment": job.experiment.origin()})
+    origin = {"experiment": job.experiment.origin()}
+    directory.record({**backend.environment(), **origin, **execution.about(plan)})
     return directory
 
 

@@ -113,7 +113,7 @@ def _run_batch(
     about = {"config": cfg.to_json(shared), "arms": {a.name: dict(a.overrides) for a in arms}}
     names = hashlib.sha256("\n".join(trial.name for trial in batch).encode()).hexdigest()
     with RunDirectory(sweep.folder / "programs" / names[:8], about) as directory:
-        directory.record(backend.environment())
+        directory.record({**backend.environment(), **execution.about(ready)})
         out = _log(sweep, experiment, config, batch, opens)
         rows = execution.execute(ready, directory, out=out)
     for trial in todo:

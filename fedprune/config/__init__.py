@@ -19,6 +19,7 @@ from fedprune.config.fields import element_type as element_type
 from fedprune.config.fields import explain as explain
 from fedprune.config.fields import fields as fields
 from fedprune.config.fields import free as free
+from fedprune.config.fields import from_json as from_json
 from fedprune.config.fields import one_value as one_value
 from fedprune.config.fields import override as override
 from fedprune.config.fields import own_fields as own_fields
@@ -29,6 +30,7 @@ from fedprune.config.fields import spec as spec
 from fedprune.config.fields import suggestion as suggestion
 from fedprune.config.fields import to_json as to_json
 from fedprune.config.fields import traced_paths as traced_paths
+from fedprune.config.fields import with_tuples as with_tuples
 from fedprune.config.machine import PLACES as PLACES
 from fedprune.config.machine import WHOLE as WHOLE
 from fedprune.config.machine import Mesh as Mesh

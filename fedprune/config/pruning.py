@@ -88,7 +88,7 @@ class Pruning:
     granularity: str = spec(
         "weight",
         "what is pruned as a whole: a weight; a unit, which is a filter or a neuron with all its"
-        " weights (P3); or a neuron of a fully connected layer, by clients' own masks, P2 (3)",
+        " weights (P3); or a neuron of a fully connected layer, by per-client masks, P2 (3)",
         choices=METHODS,
     )
     form: str = spec(

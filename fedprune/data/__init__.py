@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedprune.data.clients import Federation as Federation
     from fedprune.data.clients import federate as federate
+    from fedprune.data.clients import normalisation as normalisation
     from fedprune.data.dataset import DataError as DataError
     from fedprune.data.dataset import Dataset as Dataset
     from fedprune.data.dataset import checked as checked
@@ -31,6 +32,7 @@ _FILES = {
         (
             "Federation",
             "federate",
+            "normalisation",
         ),
         "clients",
     ),

@@ -29,7 +29,7 @@ class RunDirectory:
 
     ``config.json`` is the configuration, written last, so that a directory that has it is complete.
     ``run.json`` has the run's id, the run that it was resumed from, and every start with its
-    versions, devices and the file of its experiment.
+    versions, devices, the file of its experiment, its arms and the shape of its data.
 
     Args:
       path: a run directory, an empty one, or one to be made.
@@ -93,7 +93,7 @@ class RunDirectory:
     @property
     def id(self) -> str:
         """The run's, which stays when it is resumed."""
-        return _read_json(self.path / "run.json")["id"]
+        return read_json(self.path / "run.json")["id"]
 
     def record(self, environment: dict[str, Any]) -> None:
         """Adds this start to ``run.json``, and logs in what it differs from the one before.
@@ -102,9 +102,9 @@ class RunDirectory:
           RunDirectoryError: it differs in its "arithmetic", so that it would go on with other
             numbers. Nothing is written.
         """
-        run = _read_json(self.path / "run.json")
+        run = read_json(self.path / "run.json")
         moved = list(self._moved)
-        apart = dict.fromkeys(("at", "ended", "arithmetic", "experiment"))
+        apart = dict.fromkeys(("at", "ended", "arithmetic", "experiment", "arms", "data"))
         arithmetic = environment.get("arithmetic")
         for last in run["starts"][-1:]:
             for _, text in differences(last.get("arithmetic", arithmetic), arithmetic):
@@ -132,7 +132,7 @@ class RunDirectory:
 
         A start that was killed has no end there.
         """
-        run = _read_json(self.path / "run.json")
+        run = read_json(self.path / "run.json")
         run["starts"][-1]["ended"] = _now()
         write_json(self.path / "run.json", run)
 
@@ -140,7 +140,7 @@ class RunDirectory:
         self, config: dict[str, Any], source: Path | None, places: Sequence[str]
     ) -> list[str]:
         """In which of ``places`` the configuration differs from the directory's, in words."""
-        moved, old = [], _read_config(self.path)
+        moved, old = [], read_config(self.path)
         _same_fields(f"workdir={self.path}", old, config)
         for name, text in differences(old, config):
             if name not in places:
@@ -151,7 +151,7 @@ class RunDirectory:
                 )
             moved.append(text)
         if source is not None:
-            origin = _read_json(self.path / "run.json")["resumed_from"]
+            origin = read_json(self.path / "run.json")["resumed_from"]
             if origin is None or origin["path"] != str(source.resolve()):
                 raise RunDirectoryError(
                     f"workdir={self.path}: holds a run that was not begun with"
@@ -172,7 +172,7 @@ class RunDirectory:
             shutil.copy(source / "metrics.jsonl", self.path)
             origin = {
                 "path": str(source.resolve()),
-                "id": _read_json(source / "run.json")["id"],
+                "id": read_json(source / "run.json")["id"],
             }
         run: dict[str, Any] = {"id": uuid.uuid4().hex, "resumed_from": origin, "starts": []}
         write_json(self.path / "run.json", run)
@@ -188,15 +188,21 @@ class RunDirectory:
         self.close()
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """A file of a run directory.
+
+    Raises:
+      RunDirectoryError: it is missing or damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise RunDirectoryError(f"{path}: cannot be read ({e})") from e
 
 
-def _read_config(folder: Path) -> Any:
-    return relabelled(_read_json(folder / "config.json"))
+def read_config(folder: Path) -> Any:
+    """The configuration of a run directory as plain values, likewise."""
+    return relabelled(read_json(folder / "config.json"))
 
 
 def _same_fields(given: str, old: Any, new: dict[str, Any]) -> None:
@@ -225,7 +231,7 @@ def foreign(path: Path, ours: Sequence[str] = ()) -> bool:
 def _was_run(path: Path) -> bool:
     """Whether a directory has had a start, of which its configuration is older."""
     run = path / "run.json"
-    return run.exists() and bool(_read_json(run)["starts"])
+    return run.exists() and bool(read_json(run)["starts"])
 
 
 def locked(file: IO[str], owner: str) -> IO[str]:
@@ -259,7 +265,7 @@ def _open_source(source: Path, path: Path, config: dict[str, Any], free: Sequenc
             raise RunDirectoryError(f"{given}: is not a run directory with checkpoints (no {name})")
     if source.resolve() == path.resolve():
         raise RunDirectoryError(f"{given}: must be another directory than workdir={path}")
-    old = _read_config(source)
+    old = read_config(source)
     _same_fields(given, old, config)
     for name, text in differences(old, config):
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in free):

@@ -13,7 +13,7 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ class Plan(NamedTuple):
     """An experiment that has been checked and is ready to run."""
 
     config: cfg.Config
+    arms: Sequence[cfg.Arm]
     dataset: data.Dataset
     programs: list[loop.Program]
     checkpoints: int
@@ -61,7 +62,19 @@ def plan(config: cfg.Config, arms: Sequence[cfg.Arm]) -> Plan:
         _program(f"program{i}", changed, group, dataset)
         for i, (changed, group) in enumerate(zip(configs, groups.values(), strict=True))
     ]
-    return Plan(config, dataset, [p for p, _ in programs], sum(size for _, size in programs))
+    size = sum(size for _, size in programs)
+    return Plan(config, arms, dataset, [p for p, _ in programs], size)
+
+
+def about(plan: Plan) -> dict[str, Any]:
+    """What a run directory records of a plan, beside its configuration: ``load`` needs it."""
+    dataset = plan.dataset
+    shift, scale = (v.tolist() for v in data.normalisation(dataset))
+    shape = list(dataset.x_train.shape[1:])
+    return {
+        "arms": {arm.name: dict(arm.overrides) for arm in plan.arms},
+        "data": {"shape": shape, "classes": dataset.classes, "shift": shift, "scale": scale},
+    }
 
 
 def execute(
