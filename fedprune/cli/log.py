@@ -167,7 +167,8 @@ def _open(name: str, mlflow_uri: str | None) -> Open:
     function = _function(name)
 
     def said(error: Exception) -> str:
-        return f"log {name} failed ({experiments.where(error)})"
+        file = Path(name.rpartition(":")[0])
+        return f"log {name} failed ({experiments.where(error, file)})"
 
     def open(about: About) -> Writer:
         try:
