@@ -8,22 +8,21 @@ WORKDIR ?= runs/ota_pruning_fast
 TESTS ?=
 
 PYTEST = $(BIN)/python -m pytest -n 3 --dist=worksteal
+QUICKLY = XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS"
 
-.PHONY: run test test-quick test-slow test-tfds test-mlflow nightly docs lint clean
+.PHONY: run test test-quick test-tfds test-mlflow nightly docs lint clean
 
 run: $(STAMP)
 	$(BIN)/fedprune run ota_pruning:fast --workdir=$(WORKDIR)
 
-# Most tests are compilation, which is three times as fast where XLA optimizes nothing. The slow ones
-# are compiled as users compile.
-test: test-quick test-slow
+# Most tests are compilation, which is three times as fast where XLA optimizes nothing. Those with the
+# mark "optimized" are compiled as users compile, and in `make nightly` all are.
+test: $(STAMP)
+	$(QUICKLY) $(PYTEST) -m "not optimized and not nightly" $(TESTS) || test $$? = 5
+	$(PYTEST) -m "optimized and not nightly" $(TESTS) || test $$? = 5
 
 test-quick: $(STAMP)
-	XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS" \
-	  $(PYTEST) -m "not slow and not nightly" $(TESTS) || test $$? = 5
-
-test-slow: $(STAMP)
-	$(PYTEST) -m slow $(TESTS) || test $$? = 5
+	$(QUICKLY) $(PYTEST) -m "not slow and not optimized and not nightly" $(TESTS) || test $$? = 5
 
 # Everything, compiled as users compile: about an hour on 2 cores.
 nightly: $(STAMP) test-tfds test-mlflow
