@@ -44,7 +44,7 @@ spec.loader.exec_module(pages)
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: code.splitlines()[0])
 def test_readme_example(code, tmp_path):
-    """In a fresh interpreter and an empty folder, as a reader would, after the run that it reads."""
+    """In a fresh interpreter and an empty folder, after the run that it reads."""
     commands = [["-W", "error::FutureWarning", "-c", code]]
     if "runs/single_tiny" in code:
         commands.insert(0, ["-m", "fedprune", "run", "single:tiny"])

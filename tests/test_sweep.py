@@ -663,10 +663,10 @@ def test_errors_of_any_kind_leave_the_others_alone(tmp_path, monkeypatch):
     trials.write(made)
     execute, written = execution.execute, []
 
-    def lacks_memory(plan, directory):
+    def lacks_memory(plan, directory, out):
         if plan.config.run.rounds == 6:
             raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\n" + "allocated\n" * 500)
-        return execute(plan, directory)
+        return execute(plan, directory, out=out)
 
     def report(config, rows, folder):
         written.append((config.run.rounds, config.run.seed))
