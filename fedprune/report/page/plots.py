@@ -11,12 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedprune.report.drawing import STYLE, label_decades
+from fedprune.report.drawing import COLOURS, DASHES, REFERENCE, STYLE, label_decades
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-"""Okabe and Ito's colours that have contrast with white, told apart by all kinds of colour vision;
-dashes tell the lines apart on grey paper."""
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1, 1.5, 1)))
 PER_PANEL = len(COLOURS)
 PLAIN = STYLE | {"font.size": 8.5, "text.parse_math": False}
 """Names are drawn as they are."""
@@ -47,6 +43,8 @@ class Axes(NamedTuple):
     ylim: tuple[float, float] | None = None
     points: bool = False
     """markers and error bars in place of lines with bands"""
+    zero: bool = False
+    """a dashed line at zero, where the reference is"""
 
 
 def lines(title: str, drawn: Sequence[Line], axes: Axes) -> str:
@@ -73,6 +71,8 @@ def lines(title: str, drawn: Sequence[Line], axes: Axes) -> str:
             plot.xaxis.set_major_locator(MaxNLocator(integer=True))
         else:
             plot.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+        if axes.zero:
+            plot.axhline(0, lw=0.9, **REFERENCE)
         plot.grid(alpha=0.3, lw=0.5)
         figure.legend(
             frameon=False, loc="lower left", bbox_to_anchor=(0.02, 0.0), fontsize=7.5,
@@ -83,12 +83,12 @@ def lines(title: str, drawn: Sequence[Line], axes: Axes) -> str:
 
 
 def _draw(plot: Any, line: Line, axes: Axes) -> None:
-    style: dict[str, Any] = {"color": "black", "ls": (0, (2, 2)), "zorder": 4}
+    style = dict(REFERENCE)
     if line.style is not None:
         i = line.style
         style = {"color": COLOURS[i % PER_PANEL], "ls": DASHES[i % len(DASHES)], "zorder": 3}
     if axes.points and line.y is not None:
-        bars = np.nan_to_num(np.stack([line.y - line.low, line.high - line.y]))
+        bars = np.stack([line.y - line.low, line.high - line.y])
         style |= {"marker": "os^Dvp"[(line.style or 0) % 6], "ms": 4, "capsize": 2.5, "lw": 1.2}
         plot.errorbar(line.x, line.y, bars, label=line.label, **style)
         return
