@@ -272,8 +272,12 @@ def capability_figure(path: Path) -> None:
             share, ratio = jax.jit(jax.vmap(lambda f, t=ms / 1e3: solve(f, t)))(every)
             axes[0].plot(frequency / 1e9, share, color=colour, label=f"{ms} ms")
             axes[1].plot(frequency / 1e9, 100 * ratio, color=colour)
-        axes[0].set(xlabel="its processor (GHz), 3 of the others", ylabel="share of the band")
-        axes[1].set(xlabel="its processor (GHz), 3 of the others", ylabel="pruning ratio (%)")
+        axes[0].set(
+            xlabel="processor of one device (GHz); the others: 3", ylabel="share of the band"
+        )
+        axes[1].set(
+            xlabel="processor of one device (GHz); the others: 3", ylabel="pruning ratio (%)"
+        )
         rp.legend_above(axes[0], 4, "latency threshold")
         for each in axes:
             each.grid(alpha=0.25, lw=0.6)

@@ -25,6 +25,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 """Okabe and Ito's colours that have contrast with white, told apart by all kinds of colour vision;
 dashes tell the lines apart on grey paper."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1, 1.5, 1)))
+MARKERS = "os^DvpX"
+"""One more than colours, so that points with a cycle of both are told apart."""
 REFERENCE: dict[str, Any] = {"color": "black", "ls": (0, (2, 2)), "zorder": 4}
 """how the arm is drawn with which others are compared"""
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedprune.report.drawing import (
+    MARKERS,
     canvas,
     colour,
     keep_within,
@@ -75,7 +76,7 @@ def line_figure(
         styles = line_styles(list(lines))
         for i, (label, values) in enumerate(lines.items()):
             found = np.array([interval(v, within) for v in values]).T
-            line: Any = {**styles[i], "marker": "osD^v*"[i % 6], "label": label}
+            line: Any = {**styles[i], "marker": MARKERS[i % len(MARKERS)], "label": label}
             axes.errorbar(np.add(x, shifts[i]), found[0], _bars(*found), ms=4, capsize=2, **line)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         keep_within(axes, within)
@@ -149,7 +150,7 @@ def tradeoff_figure(
             found = np.array([interval(values, within)]).T
             # Arms that spent the same would hide one another.
             shift = 1.0 + 0.05 * spent[:i].count(x)
-            style: Any = {"fmt": "os^Dvp"[i % 6], "ms": 6, "capsize": 3, "lw": 1.2}
+            style: Any = {"fmt": MARKERS[i % len(MARKERS)], "ms": 6, "capsize": 3, "lw": 1.2}
             style |= {"color": styles[i]["color"], "label": label}
             axes.errorbar([x * shift], found[0], _bars(*found), **style)
         axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log")

@@ -35,14 +35,17 @@ class Picture(NamedTuple):
 
 def against_round(panels: Sequence[Panel]) -> list[Picture]:
     reference = any(m.style is None for panel in panels for m in panel.members)
-    dashed = " The black dashed line is the reference, the first arm of its setting." * reference
+    dashed = (
+        " The black dashed line is the reference, the first arm of its setting; beside it no other"
+        " arm has its band."
+    ) * reference
     clipped = " The axis holds all means after the first sixth of the rounds; bands may leave it."
     pictures = []
     for column, heading, label in (
         (ACCURACY, "Accuracy against round", "test accuracy (%)"),
         ("test_worst", "The worst tenth of the clients against round", "accuracy (%)"),
     ):
-        axes = Axes("round", label, ylim=_limits(panels, column))
+        axes = Axes("round", label, ylim=_limits(panels, column), one_band=True)
 
         def line(member: Member, column: str = column) -> Line | None:
             return _curve(member, column, 100.0, statistics.PERCENT)
@@ -112,7 +115,8 @@ def against_costs(panels: Sequence[Panel]) -> list[Picture]:
             y = None if found.y is None else found.y[known]
             return found._replace(x=total[known], y=y, low=found.low[known], high=found.high[known])
 
-        axes = Axes(f"{name} so far", "test accuracy (%)", True, ylim=_limits(panels, ACCURACY))
+        limits = _limits(panels, ACCURACY)
+        axes = Axes(f"{name} so far", "test accuracy (%)", True, ylim=limits, one_band=True)
         caption = f"The same accuracies against what all clients together had spent. {BANDS}"
         if column == "seconds":
             caption = f"The same accuracies against the time on the simulated clock. {BANDS}"
@@ -147,7 +151,9 @@ def swept(settings: Sequence[Setting]) -> list[Picture]:
                 drawn = [_points(label, i, points) for i, (label, points) in enumerate(some)]
                 text = f"{title} final accuracy against {path}: {', '.join(dict(some))}"
                 made.append((title, text, plots.lines(title, drawn, axes)))
-        caption = "After the last round of each arm: means, and 95 % Student intervals of 3 seeds or more."
+        caption = (
+            "After the last round of each arm: means, 95 % Student intervals of 3 seeds or more."
+        )
         pictures += _picture(f"Final accuracy against {path}", caption, made)
     return pictures
 
