@@ -288,6 +288,56 @@ def test_many_arms_have_a_panel_for_each_family(tmp_path, drawn):
     assert set(panels) == {"once", "often", "half"}
 
 
+def test_a_panel_has_the_reference_of_its_own_setting(tmp_path, drawn):
+    """The reference, and from it the differences paired by seed, with intervals of their own."""
+    arms = [f"{who}/{how}@{snr}dB" for who in ("full", "half") for snr in (-5, 0)
+            for how in ("dense", "often-90")]  # fmt: skip
+    made = rows(arms)
+    text = written(make(tmp_path / "run", made, finished=False)).text
+    assert "Accuracy beside the reference" in text
+    assert "nan" not in text
+    for who in ("full", "half"):
+        for snr in (-5, 0):
+            title, ends = (
+                f"{who}, {snr}dB",
+                [f"{who}/{how}@{snr}dB" for how in ("dense", "often-90")],
+            )
+            panel = {k[3]: v for k, v in drawn.items() if k[1:3] == ("test accuracy (%)", title)}
+            assert {name: line.style for name, line in panel.items()} == {ends[0]: None, ends[1]: 0}
+            dense, often = (
+                100 * np.array([[r["test_accuracy"] for r in made if r["arm"] == arm
+                                 and r["seed"] == s and "test_accuracy" in r] for s in range(3)])
+                for arm in ends
+            )  # fmt: skip
+            line = drawn["round", "points above the reference", title, ends[1]]
+            low, high = stats.ttest_1samp(often - dense, 0).confidence_interval(0.95)
+            np.testing.assert_allclose(line.y, (often - dense).mean(0))
+            np.testing.assert_allclose([line.low, line.high], [low, high])
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_few_seeds_have_no_interval(tmp_path, drawn, seeds):
+    found = written(make(tmp_path / "run", rows(seeds=range(seeds)), finished=False))
+    assert "nan" not in found.text
+    assert not [cell for line in found.table("arm", "seeds") for cell in line if "±" in cell]
+    assert {line[1] for line in found.table("arm", "seeds")} == {str(seeds)}
+    line = drawn["round", "test accuracy (%)", "", "pruned-50"]
+    assert np.isnan([line.low, line.high]).all()
+
+
+def test_equal_runs(tmp_path, capsys):
+    folders = [make(tmp_path / name / "run") for name in ("a", "b")]
+    text = written(*folders, out=tmp_path / "both.html").text
+    assert "All runs have the same configuration." in text
+    same = f"lie on one another: {folders[0]}, {folders[1]}."
+    assert same in text
+    assert "Fields in which the runs differ" not in text
+    again = [str(folders[0]), f"{folders[0]}/../run", f"--out={tmp_path / 'again.html'}"]
+    assert command.main(["report", *again]) == 2
+    assert f"{folders[0]}: is given more than once" in capsys.readouterr().err
+    assert not (tmp_path / "again.html").exists()
+
+
 def test_comparison(tmp_path, drawn):
     other = rows(("dense", "alone"), shift=0.1)
     folders = [make(tmp_path / "a"), make(tmp_path / "b", other, local__lr=0.3)]

@@ -33,7 +33,7 @@ class Panel(NamedTuple):
     arms: Mapping[str, str]
     """arm -> legend; the first is the reference, which is of the same setting as the others"""
     steps: Mapping[str, Sequence[float]] = {}
-    """arm -> rounds to mark, those of its pruning steps"""
+    """arm -> rounds to mark, those of its pruning steps; not drawn before the first test"""
 
 
 class _Scale(NamedTuple):
@@ -110,7 +110,7 @@ def accuracy_figure(
         for axes in [*upper[len(panels) :], *lower[len(panels) :]]:
             axes.set_axis_off()
         gaps = [
-            _panel(figure, panel, up, down, rows, found, scale, column)
+            _panel(SIZES[columns], panel, up, down, rows, found, scale, column)
             for panel, up, down in zip(panels, upper, lower, strict=False)
         ]
         _share(upper[: len(panels)], _limits(found, scale, compared), columns, scale.label)
@@ -127,7 +127,7 @@ def accuracy_figure(
 
 
 def _panel(
-    figure: Any,
+    width: float,
     panel: Panel,
     upper: Any,
     lower: Any,
@@ -138,15 +138,14 @@ def _panel(
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Draws a panel; returns the means and ends of its differences."""
     first, *others = panel.arms
-    width = int(SIZES[1] * 14) if len(panel.arms) == 1 else int(figure.get_figwidth() * 3.6)
-    upper.set_title("\n".join(textwrap.wrap(panel.title, max(24, width))), fontsize=9)
+    upper.set_title("\n".join(textwrap.wrap(panel.title, int(14 * width))), fontsize=9)
     gaps = []
     for i, (arm, label) in enumerate(panel.arms.items()):
         reference = others and not i
         style = REFERENCE if reference else {"color": COLOURS[max(0, i - 1) % len(COLOURS)]}
         rounds, values = found[arm]
         _curve(upper, rounds, band(scale.factor * values, scale.within), style, label, bands=not i)
-        steps = panel.steps.get(arm, ())
+        steps = [at for at in panel.steps.get(arm, ()) if rounds[0] <= at <= rounds[-1]]
         if len(steps):
             upper.plot(steps, [0.02 + 0.06 * max(0, i - 1)] * len(steps), "^", ms=4, clip_on=False,
                        color=style["color"], transform=upper.get_xaxis_transform())  # fmt: skip
@@ -227,9 +226,10 @@ def _ends(values: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def _reference(panels: Sequence[Panel]) -> str:
-    """How the references are called, where all of them have one name."""
+    """How the references are called, where all of them have one name that fits beside an axis."""
     names = {next(iter(panel.arms.values())) for panel in panels}
-    return names.pop() if len(names) == 1 else "reference"
+    name = names.pop()
+    return "reference" if names or len(name) > 14 else name
 
 
 def _legend(figure: Any, axes: Any, seeds: int, columns: int) -> None:

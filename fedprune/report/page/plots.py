@@ -59,6 +59,8 @@ def lines(title: str, drawn: Sequence[Line], axes: Axes) -> str:
         figure = Figure(figsize=(WIDTH, height))
         box = (0.165, (legend + 0.46) / height, 0.805, (PLOT_HEIGHT - 0.78) / height)
         plot = figure.add_axes(box)
+        if axes.points:
+            drawn = _apart(drawn)
         sole = axes.one_band and any(line.style is None for line in drawn)
         for line in drawn:
             banded = not sole or line.style is None
@@ -85,6 +87,13 @@ def lines(title: str, drawn: Sequence[Line], axes: Axes) -> str:
             labelspacing=0.25,
         )  # fmt: skip
         return _svg(figure)
+
+
+def _apart(drawn: Sequence[Line]) -> list[Line]:
+    """Points a little beside each other, so that their intervals can be told apart."""
+    span = np.ptp(np.concatenate([line.x for line in drawn]))
+    middle = (len(drawn) - 1) / 2
+    return [li._replace(x=li.x + 0.012 * span * (i - middle)) for i, li in enumerate(drawn)]
 
 
 def _draw(plot: Any, line: Line, axes: Axes, banded: bool) -> None:

@@ -127,9 +127,8 @@ def _families(setting: Setting, prefix: str) -> list[Panel]:
 
 
 def _place(arm: str) -> str:
-    before, slash, rest = arm.rpartition("/")
-    _, at, after = (rest if slash else arm).partition("@")
-    return ", ".join(part for part in (before, after if at else "") if part)
+    found = re.fullmatch(r"(?:([\w.+ -]+)/)?[^@]*(?:@([\w.+ -]+))?", arm)
+    return ", ".join(filter(None, found.groups())) if found else ""
 
 
 def _of_place(setting: Setting, prefix: str, place: str, arms: Sequence[str]) -> list[Panel]:
