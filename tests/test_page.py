@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import drawings
 import numpy as np
 import pytest
 from scipy import stats
@@ -313,6 +314,33 @@ def test_a_panel_has_the_reference_of_its_own_setting(tmp_path, drawn):
             low, high = stats.ttest_1samp(often - dense, 0).confidence_interval(0.95)
             np.testing.assert_allclose(line.y, (often - dense).mean(0))
             np.testing.assert_allclose([line.low, line.high], [low, high])
+
+
+@pytest.mark.parametrize("names", [("a", "b", "c"), ("a long name of an arm, which is cut",) * 7])
+@pytest.mark.parametrize(
+    ("label", "log", "x"),
+    [
+        ("round", False, [1.0]),
+        ("round", False, [1, 500, 1000]),
+        ("joules", True, [0.013, 0.2]),
+        ("joules", True, [1e-3, 3e9]),
+        ("channel uses", True, [1.1e7, 1.4e8]),
+        ("channel uses", False, [1234567.0, 1234577.0]),
+        ("local.lr", False, [1e-5, 2e-5]),
+    ],
+)
+def test_texts_of_a_panel_do_not_overlap(monkeypatch, names, label, log, x):
+    found = []
+    monkeypatch.setattr(plots, "_svg", lambda figure: found.append(figure) or "")
+    at = np.array(x, float)
+    lines = [plots.Line(n, i or None, at, 0 * at + 99, 0 * at + 90, 0 * at + 100)
+             for i, n in enumerate(names)]  # fmt: skip
+    limits = (at.min() / 1.1, at.max() * 1.1) if log or len(x) == 1 else (at.min(), at.max())
+    axes = plots.Axes(label, "test accuracy (%)", log, limits, (90.0, 100.0))
+    plots.lines("a title that is as long as there is room for it", lines, axes)
+    plots.heat("a title", names, np.arange(1, 2 + len(x)), np.full((len(names), 1 + len(x)), 50.0))
+    for figure in found:
+        assert drawings.overlaps(list(drawings.texts(figure))) == []
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

@@ -1,14 +1,12 @@
 """Intervals, verdicts and tables against SciPy and by hand."""
 
-import itertools
 import json
 import subprocess
 import sys
 
+import drawings
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.transforms import Bbox
 from scipy import stats
 
 from fedprune import report
@@ -148,36 +146,14 @@ def drawn(monkeypatch):
     return found
 
 
-def shown(figure):
-    """(kind, box) of every text that is drawn."""
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    figure.draw(renderer)
-    for i, axes in enumerate(figure.axes):
-        for kind, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
-            low, high = sorted(axis.get_view_interval())
-            ticks = [t for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
-            for label in (t.label1 for t in ticks if axes.axison):
-                if label.get_visible() and label.get_text():
-                    yield f"{kind} {i}", label.get_text(), label.get_window_extent(renderer)
-        for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
-            if text.get_text() and axes.axison:
-                yield f"label {i}", text.get_text(), text.get_window_extent(renderer)
-    for legend in [*figure.legends, *filter(None, (a.get_legend() for a in figure.axes))]:
-        for text in legend.get_texts():
-            yield "legend", text.get_text(), text.get_window_extent(renderer)
-        yield "legend title", legend.get_title().get_text(), Bbox.null()
-
-
 @pytest.mark.parametrize(("seeds", "rounds"), [(3, 9), (2, 1), (1, 1000)])
 def test_no_texts_overlap_and_none_is_nan(tmp_path, drawn, seeds, rounds):
     draw_all(tmp_path, seeds, rounds)
     assert len(drawn) == 8
     for name, figure in drawn:
-        found = list(shown(figure))
-        boxes = [(text, box) for _, text, box in found if box.width > 0]
-        for (one, a), (other, b) in itertools.combinations(boxes, 2):
-            assert not a.padded(-0.5).overlaps(b.padded(-0.5)), (name, one, other)
-        words = [text for *_, text, _ in found]
+        found = list(drawings.texts(figure))
+        assert drawings.overlaps(found) == [], name
+        words = [text for text, _ in found]
         assert not [text for text in words if "nan" in text]
         if name != "clients":
             told = " ".join(words)
