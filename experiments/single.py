@@ -65,6 +65,6 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
         ["final test loss (nats)", f"{loss:.3f}"],
         *([text, f"{found[name]:,g}"] for name, text in SUMS.items()),
     ]
-    heading = f"After {found['rounds']} rounds, {rp.over_seeds(found['seeds'])}"
+    heading = f"The whole run of {found['rounds']} rounds, {rp.over_seeds(found['seeds'])}"
     tables = {heading: rp.table(["what", "value"], body)}
     return rp.write_run(folder, "single", to_json(config), rows, [ARM], tables, [], "")
