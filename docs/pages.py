@@ -152,7 +152,12 @@ def _navigation(rooms: list[str]) -> list[dict]:
         {"Notebooks": list(dict.fromkeys(notebooks))},
         {"Reference": ["api/index.md", *(f"api/{room}.md" for room in rooms)]},
         {"Results": results},
-        {"Background": ["design.md", "performance.md", "promises.md"]},
+        {
+            "Background": [
+                *("experiments.md", "parts.md", "datasets.md", "papers.md"),
+                *("promises.md", "stability.md", "performance.md", "design.md"),
+            ]
+        },
         {"Project": ["contributing.md", "changelog.md"]},
     ]
 

@@ -161,7 +161,7 @@ def _points(rows: Sequence[Row], arm: str) -> np.ndarray:
 
 
 def _partition_figure(config: Bearing, path: Path) -> None:
-    dataset = data.load(config.data.name, config.data.dir or None)
+    dataset = build.dataset(config.data)
     split = build.partitioner(config.data, dataset)(dataset.y_train, dataset.y_test, 0)
     counts = data.class_counts(split.train, dataset.y_train, dataset.classes)
     assert dataset.names is not None

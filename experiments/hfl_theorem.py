@@ -166,7 +166,7 @@ def measure(config: Config, dataset: data.Dataset, seed: int) -> Measured:
 
 def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
     """Writes summary and table; returns the text to print."""
-    dataset = data.load(config.data.name, config.data.dir or None)
+    dataset = build.dataset(config.data)
     found = [measure(config, dataset, seed) for seed in range(config.run.seeds)]
     weights = sum(
         leaf.size

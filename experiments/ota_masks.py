@@ -1,4 +1,4 @@
-"""What masks of the clients' own cost and gain under superposition (P0).
+"""What per-client masks cost and gain under superposition (P0).
 
     fedprune run ota_masks:fast --workdir=runs/ota_masks
 

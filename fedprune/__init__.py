@@ -25,20 +25,25 @@ if TYPE_CHECKING:
     from fedprune import rng as rng
     from fedprune import rounds as rounds
     from fedprune import run as run
+    from fedprune import runs as runs
     from fedprune import server as server
     from fedprune import theory as theory
     from fedprune import tree as tree
+    from fedprune.runs.loading import load as load_run
 
 __version__ = "0.1.0"
 __all__ = (
     *("algorithms", "allocation", "backend", "channel", "coding", "data", "link", "local", "mesh"),
-    *("models", "nn", "payload", "prune", "resources", "rng", "rounds", "run", "server", "theory"),
-    "tree",
+    *("models", "nn", "payload", "prune", "resources", "rng", "rounds", "run", "runs", "server"),
+    *("theory", "tree"),
+    "load_run",
 )
 
 
 def __getattr__(name: str) -> Any:
-    """A room, as ``fedprune.rounds``, imported now."""
+    """A room, as ``fedprune.rounds``, or ``load_run``, imported now."""
+    if name == "load_run":
+        return importlib.import_module(f"{__name__}.runs.loading").load
     whole = f"{__name__}.{name}"
     if not name.startswith("_"):
         try:

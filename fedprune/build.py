@@ -6,7 +6,8 @@ builds one run and a program of many arms.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,26 @@ from fedprune.rounds import hierarchical
 from fedprune.types import LocalUpdate, Model, Personal, Pruner, Uplink
 
 
+def dataset(d: cfg.Data) -> data.Dataset:
+    """The examples that a configuration asks for.
+
+    Raises:
+      DataError: a dataset that is missing or damaged, or of which the first examples that are taken
+        lack a class.
+    """
+    found = data.load(d.name, d.dir or None, download=d.download, **d.options())
+    if not d.examples:
+        return found
+    taken = data.first(found, d.examples)
+    lost = np.setdiff1d(found.y_train, taken.y_train)
+    if d.name in cfg.OWN_FILES and found.names is not None and len(lost):
+        raise data.DataError(
+            f"data.examples={d.examples}: the first {d.examples} training examples of {found.name}"
+            f" have none of class {found.names[lost[0]]}; 0 takes all"
+        )
+    return taken
+
+
 def partitioner(d: cfg.Data, dataset: data.Dataset) -> Partitioner:
     """Who owns which examples of a dataset.
 
@@ -41,17 +62,35 @@ def partitioner(d: cfg.Data, dataset: data.Dataset) -> Partitioner:
     return cfg.PARTITIONS[d.partition].build(d, dataset)
 
 
-def model(config: cfg.Config, dataset: data.Dataset) -> Model:
+class Own(NamedTuple):
+    """A network of the user's, for which ``model.name=own`` stands."""
+
+    model: Callable[[cfg.Config, data.Dataset], Model]
+    structure: prune.Structure | None = None
+    """what can be pruned as a whole; None: only single weights can be pruned"""
+
+
+def model(config: cfg.Config, dataset: data.Dataset, own: Own | None = None) -> Model:
     """The network for a dataset's examples.
 
+    Args:
+      config: names the network.
+      dataset: has the examples.
+      own: the user's network, if there is one.
+
     Raises:
-      ConfigError: if its layers do not fit the examples.
+      ConfigError: if its layers do not fit the examples, or the user's is named and there is none.
     """
     shape = dataset.x_train.shape[1:]
     try:
-        network = cfg.NETWORKS[config.model.name]
-        built = network.build(config.model.own(), dataset.classes, shape)
+        if own is not None and config.model.name == cfg.OWN:
+            built = own.model(config, dataset)
+        else:
+            network = cfg.NETWORKS[config.model.name]
+            built = network.build(config.model.own(), dataset.classes, shape)
         jax.eval_shape(built.init, jax.random.key(0))
+    except cfg.ConfigError:
+        raise
     except ValueError as e:
         raise cfg.ConfigError(f"model.{config.model.name}: does not fit {shape} inputs: {e}") from e
     if config.model.compute == "float32":
@@ -62,12 +101,16 @@ def model(config: cfg.Config, dataset: data.Dataset) -> Model:
         raise cfg.ConfigError(f"model.compute={config.model.compute!r}: {e}") from e
 
 
-def pruner(p: cfg.Pruning, structure: prune.Structure) -> Pruner | None:
+def pruner(p: cfg.Pruning, structure: prune.Structure | None) -> Pruner | None:
     """None where the server decides no masks.
 
     Args:
       p: the fields.
-      structure: which weights of the network belong together, for pruning of whole units.
+      structure: which weights of the network belong together, for pruning of whole units; None:
+        that is not known.
+
+    Raises:
+      ConfigError: whole units are to be pruned, and it is not known what they are.
     """
     schedule = cfg.SCHEDULES[p.schedule].build(p)
     return None if schedule is None else cfg.METHODS[p.granularity].build(p, schedule, structure)
@@ -227,16 +270,21 @@ def ofdma(c: cfg.Config, network: Model) -> Uplink:
     )
 
 
-def algorithm(config: cfg.Config, network: Model, layout: mesh.Layout) -> rounds.Round:
-    """The federated round."""
+def algorithm(
+    config: cfg.Config, network: Model, layout: mesh.Layout, own: Own | None = None
+) -> rounds.Round:
+    """The federated round, of a network that ``model`` has built."""
     c = config
+    structure: prune.Structure | None = cfg.NETWORKS[c.model.name].structure
+    if own is not None and c.model.name == cfg.OWN:
+        structure = own.structure
     cohort, tiers = c.cohort.size or c.data.clients, edges(c)
     stages: dict[str, Any] = {
         "local": local_update(c, network),
         "uplink": uplink(c, network),
         "server": cfg.SERVERS[c.server.optimizer].build(c.server),
         "participation": cfg.SELECTIONS[c.cohort.selection].build(c, cohort),
-        "pruner": pruner(c.pruning, cfg.NETWORKS[c.model.name].structure),
+        "pruner": pruner(c.pruning, structure),
         "weighting": c.cohort.weighting,
         "layout": layout,
     }

@@ -382,7 +382,7 @@ class Uplink(NamedTuple):
     """-> (power gains [K] of all clients in the coming round, memory), for cohorts that are chosen
     by channel; the channels of the cohort are then those that were surveyed"""
     masks: bool = False
-    """whether its own bill has masks of the clients' own (``Trained.held``) in it. False: where the
+    """whether its own bill has per-client masks (``Trained.held``) in it. False: where the
     pruner takes proposals, and so is told who holds what, the round bills every client that counts
     one bit a weight, in numbers of 32 bits rounded up, as side information"""
     clients: int | None = None

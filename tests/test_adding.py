@@ -15,7 +15,7 @@ NEW = {
         "models/lenet.py",
         """
 import flax.linen as linen
-from fedprune.models.layers import from_flax
+from fedprune.models import from_linen
 
 
 class Lenet(linen.Module):
@@ -31,7 +31,7 @@ class Lenet(linen.Module):
 
 
 def lenet(hidden, classes, shape):
-    return from_flax(Lenet(tuple(hidden), classes), shape)
+    return from_linen(Lenet(tuple(hidden), classes), shape)
 """,
         "config/model.py",
         "NETWORKS = {",

@@ -135,7 +135,7 @@ def test_not_found_says_what_to_do(tmp_path):
 def test_federate_floats(tmp_path):
     write(tmp_path, entries())
     dataset = data.load("bearing", tmp_path)
-    partition = data.by_group(dataset.group_train, dataset.group_test)(
+    partition = data.natural(dataset.group_train, dataset.group_test)(
         dataset.y_train, dataset.y_test, 0
     )
     train, _ = data.federate(dataset, partition)
@@ -203,8 +203,8 @@ def test_image_network_refuses_signals(dataset):
 
 
 def test_group_needs_groups(dataset):
-    config = cfg.override(cfg.Config(), {"data.partition": "group"})
-    with pytest.raises(cfg.ConfigError, match="fashion_mnist_10k has no natural groups"):
+    config = cfg.override(cfg.Config(), {"data.partition": "natural"})
+    with pytest.raises(cfg.ConfigError, match="fashion_mnist_10k does not say whose"):
         build.partitioner(config.data, dataset)
 
 
@@ -213,7 +213,7 @@ def test_clients_must_be_a_multiple_of_the_loads(tmp_path):
     config = experiment_file.get_config()
     config.data.dir = str(tmp_path)
     config.data.clients = 3
-    with pytest.raises(cfg.ConfigError, match=r"data\.clients=3 is not a multiple of the 2 groups"):
+    with pytest.raises(cfg.ConfigError, match=r"data\.clients=3: must be 2, as many as"):
         build.partitioner(config.data, data.load("bearing", tmp_path))
 
 
@@ -236,7 +236,7 @@ def test_experiment_on_a_tiny_set(tmp_path, caplog):
     config.mesh.devices = 2
     with caplog.at_level(logging.INFO):
         plan = execution.plan(config, experiment_file.arms(config))
-    assert "partition group of seed 0" in caplog.text
+    assert "partition natural of seed 0" in caplog.text
     with RunDirectory(str(tmp_path / "run"), cfg.to_json(config)) as directory:
         rows = execution.execute(plan, directory)
         text = experiment_file.report(config, rows, directory.path)

@@ -30,7 +30,8 @@ from fedprune.prune.neurons import FORMS
 FIELDS = {path: field for path, field, _ in cfg.fields(ota_pruning.get_config("fast"))}
 OFDMA = {"uplink.link": "ofdma", "uplink.fading": "rayleigh"}
 OFDMA |= {"uplink.nearest": 50.0, "uplink.farthest": 90.0}
-FREE = {"experiment", "variant", "data.dir", "personal.layers"}
+FREE = {"experiment", "variant", "data.dir", "data.csv.label", "data.csv.client"}
+FREE |= {"data.csv.ignore", "personal.layers"}
 
 
 def test_choices_are_those_that_can_be_built():

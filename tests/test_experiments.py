@@ -8,11 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedprune import config as cfg
 from fedprune.cli import experiments, parse, run, sweep_flags
 from fedprune.cli.experiments import ExperimentError
+from fedprune.runs import execution
 
 ROOT = Path(__file__).parents[1]
 SINGLE = (ROOT / "experiments" / "single.py").read_text()
@@ -382,3 +384,102 @@ def test_a_quick_answer_does_without_jax(words):
     status = 0 if words[-1] in ("--help", "run") else 2
     assert result.stderr.splitlines()[-1] == f"{status} []", result.stderr
     assert time.monotonic() - began < 10  # on a machine that is busy with other tests
+
+
+NETWORK = """
+import jax
+import jax.numpy as jnp
+from fedprune.types import Model
+
+
+def model(config, dataset):
+    features = dataset.x_train[0].size
+
+    def init(key):
+        w = jax.random.normal(key, (features, dataset.classes)) / features
+        return {"kernel": w, "bias": jnp.zeros(dataset.classes)}
+
+    def apply(params, x):
+        return jnp.tanh(x.reshape(len(x), -1) @ params["kernel"]) + params["bias"][None]
+
+    return Model(init, apply)
+"""
+WITH_NETWORK = SINGLE.replace(
+    'config.model.name, config.model.mlp.hidden = 4, "mlp", (8,)', '_ = 4, ""'
+)
+WITH_NETWORK += NETWORK
+
+
+def test_a_network_and_data_of_ones_own(tmp_path):
+    """From an experiment's file and a table to a report; the same command refuses another table."""
+    (tmp_path / "mine.py").write_text(WITH_NETWORK)
+    noise = np.random.default_rng(0)
+    lines = [f"{noise.normal() + 5 * (i % 2):.3f},{i % 2},{'abc'[i % 3]}" for i in range(90)]
+    (tmp_path / "t.csv").write_text("\n".join(["a,label,who", *lines]))
+    words = ["fedprune", "run", "mine.py:tiny", *QUICK, "--workdir=run", *TABLE]
+    result = start(*words, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["density"].keys() == {"kernel"}
+    assert json.loads(rows[-1])["test_accuracy"] > 0.8
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["model"]["name"] == "own"
+
+    (tmp_path / "t.csv").write_text("\n".join(["a,label,who", *lines[1:]]))
+    result = start(*words, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "run: was begun with another content of the data; put that back" in result.stderr
+
+
+TABLE = ["--config.data.name=csv", "--config.data.dir=t.csv", "--config.data.csv.client=who"]
+TABLE += [
+    "--config.data.partition=natural",
+    "--config.data.clients=3",
+    "--config.pruning.ratio=0.3",
+]
+
+
+def test_a_run_goes_on_with_its_own_network_only(tmp_path):
+    def identity(text):
+        experiment, config = parsed(f"{own(tmp_path, text)}:tiny", *QUICK)
+        return execution.plan(config, experiment.arms(config), experiment.own()).identity
+
+    begun = identity(WITH_NETWORK)
+    assert identity(WITH_NETWORK + "# a remark") == begun
+    other = identity(WITH_NETWORK.replace("jnp.tanh", "jnp.sin"))
+    differ = [name.partition(",")[0] for name in begun if other[name] != begun[name]]
+    assert differ == ["network of program0"]
+
+
+def test_a_flag_chooses_another_network_than_the_files(tmp_path):
+    _, config = parsed(f"{own(tmp_path, WITH_NETWORK)}:tiny", "--config.model.name=mlp")
+    assert config.model.name == "mlp"
+
+
+def parsed(*words):
+    given = parse.parse(["fedprune", *words], run.define)
+    return given.experiment, given.config
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "flags", "says"),
+    [
+        ("return Model(init, apply)", "return apply", [], r"own.py: its model must return a fed"),
+        ("[0].size", "[0].sice", [], r"cannot be made \(AttributeError: .*, in own.py:\d+\)"),
+        ("(features,", "(7,", [], r"be made \(TypeError: dot_general .*, in own.py:\d+\)"),
+        ("", "", ["--config.pruning.granularity=unit"], r"'unit': .* function structure"),
+        (NETWORK, "", ["--config.model.name=own"], "'own': the experiment's file has no function"),
+    ],
+    ids=["no model", "a fault", "other examples", "units", "no function"],
+)
+def test_a_network_that_cannot_be_used(old, new, flags, says, tmp_path):
+    path = own(tmp_path, WITH_NETWORK.replace(old, new))
+    experiment, config = parsed(f"{path}:tiny", *QUICK, *flags)
+    with pytest.raises((ExperimentError, cfg.ConfigError), match=says):
+        execution.plan(config, experiment.arms(config), experiment.own())
+
+
+def test_a_network_beside_one_that_is_named(tmp_path):
+    path = own(tmp_path, SINGLE + NETWORK)
+    with pytest.raises(ExperimentError, match=r"its get_config sets model\.name='mlp'; must leave"):
+        experiments.load(f"{path}:tiny")

@@ -199,7 +199,7 @@ def test_a_report_that_fails_loses_nothing(unbroken, tmp_path):
     config = ota_pruning.get_config("fast")
     rows = list(read_rows(unbroken / "metrics.jsonl"))
     with pytest.raises(once.ReportError, match="TypeError: of all things, in test_launch"):
-        once.reported(SimpleNamespace(report=report), config, rows, tmp_path)
+        once.reported(SimpleNamespace(report=report, file=Path(__file__)), config, rows, tmp_path)
     found, whole = (
         json.loads((folder / "summary.json").read_text())["arms"] for folder in (tmp_path, unbroken)
     )

@@ -83,7 +83,7 @@ def test_dirichlet_alpha_below_every_float_draw():
         data.dirichlet(9, 0.5),
         data.label_k(9, 2),
         data.shards(9, 2),
-        data.by_group(Y_TRAIN, Y_TEST, 12),
+        data.natural(Y_TRAIN, Y_TEST, 12),
     ],
     ids=("iid", "dirichlet", "label_k", "shards", "group"),
 )
@@ -334,15 +334,15 @@ GROUP_TRAIN = np.random.default_rng(4).permutation(np.repeat([3, 5, 9], [300, 20
 GROUP_TEST = np.random.default_rng(5).permutation(np.repeat([3, 5, 9], [100, 100, 40]))
 
 
-def test_by_group():
-    partition = data.by_group(GROUP_TRAIN, GROUP_TEST)(Y_TRAIN, Y_TEST, 0)
+def test_natural():
+    partition = data.natural(GROUP_TRAIN, GROUP_TEST)(Y_TRAIN, Y_TEST, 0)
     for parts, group in zip(partition, (GROUP_TRAIN, GROUP_TEST), strict=True):
         for part, value in zip(parts, (3, 5, 9), strict=True):
             np.testing.assert_array_equal(part, np.flatnonzero(group == value))
 
 
 def test_groups_divided_over_clients():
-    split = data.by_group(GROUP_TRAIN, GROUP_TEST, clients=12)
+    split = data.natural(GROUP_TRAIN, GROUP_TEST, clients=12)
     partition = split(Y_TRAIN, Y_TEST, 0)
     for parts, group in zip(partition, (GROUP_TRAIN, GROUP_TEST), strict=True):
         covers(parts, len(group))
@@ -356,7 +356,7 @@ def test_groups_divided_over_clients():
 
 
 def test_group_without_test_examples():
-    partition = data.by_group(np.array([0, 1, 1]), np.array([1]))(np.zeros(3), np.zeros(1), 0)
+    partition = data.natural(np.array([0, 1, 1]), np.array([1]))(np.zeros(3), np.zeros(1), 0)
     np.testing.assert_array_equal(sizes(partition.test), [0, 1])
 
 
@@ -364,20 +364,20 @@ def test_group_without_test_examples():
     ("train", "test", "clients", "what"),
     [
         ([0, 1], [2], None, "group 2 has test examples but no training examples"),
-        ([0, 1, 1, 0], [0], 3, "clients=3 is not a multiple of the 2 groups"),
+        ([0, 1, 1, 0], [0], 3, "clients=3: must be 2, as many as"),
         ([0, 1, 1, 0], [0], 0, "clients=0: must be a whole number, at least 1"),
         ([0, 1, 1], [0], 4, "group 0 has only 1 training examples"),
-        ([], [], None, "clients=0 is not a multiple of the 0 groups"),
+        ([], [], None, "natural: there are no training examples"),
     ],
 )
 def test_groups_that_are_impossible(train, test, clients, what):
     with pytest.raises(ValueError, match=what):
-        data.by_group(np.array(train, int), np.array(test, int), clients)
+        data.natural(np.array(train, int), np.array(test, int), clients)
 
 
 def test_groups_of_another_dataset():
     with pytest.raises(ValueError, match="600 examples have groups, but 599 have labels"):
-        data.by_group(GROUP_TRAIN, GROUP_TEST)(Y_TRAIN[:-1], Y_TEST, 0)
+        data.natural(GROUP_TRAIN, GROUP_TEST)(Y_TRAIN[:-1], Y_TEST, 0)
 
 
 def test_summary():

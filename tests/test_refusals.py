@@ -354,7 +354,7 @@ CASES = [
     (lambda v: data.dirichlet(2, v), "alpha", [0.0, -1.0, NAN, INF]),
     (lambda v: data.label_k(2, v), "classes_per_client", [0, 1.5]),
     (lambda v: data.shards(2, v), "shards_per_client", [0, 0.5]),
-    (lambda v: data.by_group(LABELS, LABELS, v), "clients", [0, 5, 4.0]),
+    (lambda v: data.natural(LABELS, LABELS, v), "clients", [0, 5, 4.0]),
     # theory
     (lambda v: bound(rounds=v), "rounds", [0, -1.0]),
     (lambda v: bound(lr=v), "lr", [0.0, NAN]),

@@ -24,6 +24,7 @@ from fedprune import config as cfg
 from fedprune.cli import (
     cloud,
     collect,
+    experiments,
     grid,
     parse,
     places,
@@ -602,19 +603,23 @@ def test_without_pyarrow_there_is_still_the_csv(tmp_path, monkeypatch):
 # Arms of one program -----
 
 
+def experiment(module) -> experiments.Experiment:
+    return experiments.Experiment("single", "tiny", Path(single.__file__), "", module)
+
+
 def test_trials_as_arms_of_one_program(tmp_path, dataset):
     """A trial has the rows that it has alone, up to roundings, and only shapes make programs."""
     text = "uplink.snr_db=0,10 seed=2,4"
     config = cfg.override(CONFIG, {"run.rounds": 5, "mesh.devices": 1})
     made = asked(tmp_path / "s", text, config)
     (batch,) = program.batches(config, made.trials())
-    shared, arms = program.plan(single, config, batch)
+    shared, arms = program.plan(experiment(single), config, batch)
     assert len(arms) == 4
     assert len(cfg.program_groups(shared, arms)) == 1
     wider = asked(tmp_path / "s", f"{text} hidden=[8],[4]", config)
-    assert len(cfg.program_groups(*program.plan(single, config, wider.trials()))) == 2
+    assert len(cfg.program_groups(*program.plan(experiment(single), config, wider.trials()))) == 2
     trials.write(made)
-    program.run(made, single, config, made.trials())
+    program.run(made, experiment(single), config, made.trials())
     assert unfinished(made) == []
 
     trial = made.trials()[-1]
@@ -640,7 +645,7 @@ def test_a_plan_that_cannot_be_made_leaves_the_others_alone(tmp_path, monkeypatc
     config = cfg.override(CONFIG, {"run.rounds": 5, "mesh.devices": 1})
     made = asked(tmp_path / "s", "data.name=mnist,fashion_mnist_10k", config)
     trials.write(made)
-    program.run(made, single, config, made.trials())
+    program.run(made, experiment(single), config, made.trials())
     (left,) = unfinished(made)
     assert left.values == {"data.name": "mnist"}
     says = trials.fault(made, left)
@@ -658,10 +663,10 @@ def test_errors_of_any_kind_leave_the_others_alone(tmp_path, monkeypatch):
     trials.write(made)
     execute, written = execution.execute, []
 
-    def lacks_memory(plan, directory):
+    def lacks_memory(plan, directory, out):
         if plan.config.run.rounds == 6:
             raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\n" + "allocated\n" * 500)
-        return execute(plan, directory)
+        return execute(plan, directory, out=out)
 
     def report(config, rows, folder):
         written.append((config.run.rounds, config.run.seed))
@@ -669,7 +674,7 @@ def test_errors_of_any_kind_leave_the_others_alone(tmp_path, monkeypatch):
             _ = {}["a row"]
         return single.report(config, rows, folder)
 
-    module = types.SimpleNamespace(arms=single.arms, report=report)
+    module = experiment(types.SimpleNamespace(arms=single.arms, report=report))
     monkeypatch.setattr(execution, "execute", lacks_memory)
     program.run(made, module, config, made.trials())
     assert written == [(5, 0), (5, 1)]

@@ -35,7 +35,7 @@ class CifarCnn(linen.Module):
 
 MODELS: dict[str, Callable[[], Model]] = {
     "cnn": lambda: fp.models.cnn(filters=(32, 64), kernel=5, hidden=(128,)),
-    "cifar_cnn": lambda: fp.models.from_flax(CifarCnn(), (32, 32, 3)),
+    "cifar_cnn": lambda: fp.models.from_linen(CifarCnn(), (32, 32, 3)),
     "mlp": lambda: fp.models.mlp(hidden=(200,)),
     "logistic": lambda: fp.models.mlp(hidden=()),
     "resnet18": fp.models.resnet18,

@@ -57,9 +57,7 @@ class Lab:
         self.config = c = config
         self.folder = folder / "nets"
         self.folder.mkdir(parents=True, exist_ok=True)
-        dataset = data.load(c.data.name, c.data.dir or None, download=c.data.download)
-        if c.data.examples:
-            dataset = data.first(dataset, c.data.examples)
+        dataset = build.dataset(c.data)
         self.model = _network(c, dataset)
         self.layout = build.layout(c.mesh, 1000)  # as many nets as there are devices, or more
         self.seeds = c.run.seeds

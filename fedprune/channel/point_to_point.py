@@ -108,7 +108,7 @@ def transmit(
 
 
 def noise_after(snr_db: jax.Array | float, gains: Gains) -> jax.Array:
-    """Noise variance of a real symbol after the equaliser, as the receiver reckons it, []."""
+    """Noise variance of a real symbol after the equaliser, as the receiver computes it, []."""
     return real_noise(snr_db) / jnp.square(jnp.abs(gains.known))
 
 

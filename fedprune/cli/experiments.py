@@ -1,8 +1,10 @@
 """Experiments are files: where they are found, and how one becomes a module.
 
 A file has ``get_config(variant)``, whose argument has a default, ``arms(config)`` and
-``report(config, rows, folder)``; ``VARIANTS`` may name its variants, for lists and refusals. It is
-given as
+``report(config, rows, folder)``; ``VARIANTS`` may name its variants, for lists and refusals. It may
+have ``model(config, dataset)``, which makes a network of its own: then ``model.name`` is "own",
+unless a flag or an arm says otherwise; ``structure(params)`` says what of that can be pruned as a
+whole. It is given as
 
     NAME[:VARIANT]             one that ships with fedprune
     path/to/FILE.py[:VARIANT]  any other, from anywhere
@@ -28,9 +30,13 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from fedprune import config as cfg
+
+if TYPE_CHECKING:
+    from fedprune import build, data
+    from fedprune.types import Model
 
 FUNCTIONS = ("get_config", "arms", "report")
 _OLD = "experiments."
@@ -76,11 +82,41 @@ class Experiment(NamedTuple):
         except cfg.ConfigError:
             raise
         except Exception as e:
-            raise ExperimentError(f"{self.file}: its arms cannot be made ({where(e)})") from e
+            said = where(e, self.file)
+            raise ExperimentError(f"{self.file}: its arms cannot be made ({said})") from e
         for arm in found:
             if not isinstance(arm, cfg.Arm):
                 raise ExperimentError(f"{self.file}: its arms must be fedprune Arms, not {arm!r}")
         return found
+
+    def own(self) -> build.Own | None:
+        """Its network, if it has one of its own. A network that is asked for is refused with an
+        ExperimentError if it is no ``Model``, or there is a fault in it."""
+        from fedprune import build
+
+        if not callable(getattr(self.module, "model", None)):
+            return None
+        structure = getattr(self.module, "structure", None)
+        return build.Own(self._model, structure if callable(structure) else None)
+
+    def _model(self, config: cfg.Config, dataset: data.Dataset) -> Model:
+        import jax
+
+        from fedprune.types import Model
+
+        try:
+            made = self.module.model(config, dataset)
+            if isinstance(made, Model):  # and it takes the examples
+                example = jax.ShapeDtypeStruct((1, *dataset.x_train.shape[1:]), "float32")
+                params = jax.eval_shape(made.init, jax.random.key(0))
+                jax.eval_shape(made.apply, params, example)
+                return made
+        except cfg.ConfigError:
+            raise
+        except Exception as e:
+            said = where(e, self.file)
+            raise ExperimentError(f"{self.file}: its model cannot be made ({said})") from e
+        raise ExperimentError(f"{self.file}: its model must return a fedprune Model, not {made!r}")
 
     def report(self, config: cfg.Config, rows: Sequence[Mapping[str, Any]], folder: Path) -> str:
         """Its report, which is written; returns the text to print."""
@@ -179,7 +215,7 @@ def load(given: str, said: str | None = None) -> tuple[Experiment, cfg.Config]:
     """
     said = said or given
     file, variant = find(given, said)
-    module, sha256 = _guarded(said, lambda: _module(file))
+    module, sha256 = _guarded(said, lambda: loaded(file))
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
         raise ExperimentError(f"{said}: must have a function get_config")
@@ -203,12 +239,20 @@ def load(given: str, said: str | None = None) -> tuple[Experiment, cfg.Config]:
     for name in FUNCTIONS:
         if not callable(getattr(module, name, None)):
             raise ExperimentError(f"{said}: must have a function {name}")
+    if callable(getattr(module, "model", None)):
+        default = cfg.Model().name
+        if config.model.name not in (default, cfg.OWN):
+            raise ExperimentError(
+                f"{said}: has a function model, but its get_config sets"
+                f" model.name={config.model.name!r}; must leave it alone, or set {cfg.OWN!r}"
+            )
+        config.model.name = cfg.OWN
     config.experiment = file.stem
     config.variant = config.variant if variant is None else variant
     return Experiment(file.stem, config.variant, file, sha256, module), config
 
 
-def _module(file: Path) -> tuple[ModuleType, str]:
+def loaded(file: Path) -> tuple[ModuleType, str]:
     """The module that a file's bytes make, and their hash."""
     code = file.read_bytes()
     sha256, place = hashlib.sha256(code).hexdigest(), hashlib.sha256(str(file).encode()).hexdigest()
@@ -252,9 +296,11 @@ def _guarded(said: str, fn: Callable[[], T]) -> T:
         raise ExperimentError(f"{said}: cannot be loaded ({type(e).__name__}: {e})") from e
 
 
-def where(error: Exception) -> str:
-    """An error in words, with the line of the file that raised it."""
-    at = traceback.extract_tb(error.__traceback__)[-1]
+def where(error: Exception, file: Path) -> str:
+    """An error in words, with the last line of a file on the way to where it was raised; without
+    one, the line that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    at = ([frame for frame in frames if frame.filename == str(file)] or frames)[-1]
     return f"{type(error).__name__}: {error}, in {Path(at.filename).name}:{at.lineno}"
 
 

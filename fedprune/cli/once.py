@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedprune import config as cfg
-from fedprune.cli import monitor, shell
-from fedprune.cli.experiments import Experiment, where
+from fedprune.cli import log, monitor, screen, shell
+from fedprune.cli.experiments import Experiment, ExperimentError, where
 
 if TYPE_CHECKING:
     from fedprune import runs
     from fedprune.runs import execution
+    from fedprune.runs.writers import Log, Open
 
 
 class Job(NamedTuple):
@@ -31,6 +33,7 @@ class Job(NamedTuple):
     """the run directory to start from"""
     fresh: bool
     profile: bool
+    log: log.Choice
 
 
 class PlanError(Exception):
@@ -60,7 +63,7 @@ def run(job: Job) -> int:
 
     from fedprune import data, runs
     from fedprune.report import page
-    from fedprune.runs import checkpoint, loop  # Orbax sets up logging, if nobody has
+    from fedprune.runs import checkpoint, loop, writers  # Orbax sets up logging, if nobody has
 
     try:
         said = _run(job, stop, before)
@@ -73,6 +76,7 @@ def run(job: Job) -> int:
         data.DataError,
         runs.RunDirectoryError,
         checkpoint.CheckpointError,
+        writers.WriterError,
         processes.ProcessesError,
         page.RunError,
         ReportError,
@@ -80,7 +84,7 @@ def run(job: Job) -> int:
     ) as e:
         return shell.refuse(e, 1)
     if said:
-        print(said)
+        screen.say(said)
     return 0
 
 
@@ -90,6 +94,8 @@ def _listen(stop: threading.Event) -> Mapping[signal.Signals, Any]:
     def on_signal(number: int, _: object) -> None:
         stop.set()
         if number == signal.SIGINT:
+            # Not by print: the signal may have come in the middle of one.
+            os.write(2, b"\nstopping after this segment of rounds; Ctrl-C again does not wait\n")
             signal.signal(number, before[signal.SIGINT])  # a second Ctrl-C does not wait
 
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as for jobs in the background
@@ -110,8 +116,10 @@ def _run(job: Job, stop: threading.Event, before: Mapping[signal.Signals, Any]) 
 
     with contextlib.ExitStack() as stack:
         try:
-            plan = processes.together(lambda: execution.plan(job.config, job.arms))
-        except ValueError as e:  # of the configuration; later it is none
+            plan = processes.together(
+                lambda: execution.plan(job.config, job.arms, job.experiment.own())
+            )
+        except (ValueError, ExperimentError) as e:  # of the configuration; later it is none
             raise PlanError(e) from e
         processes.require_same(lambda: _facts(plan))
         if job.profile:
@@ -120,9 +128,11 @@ def _run(job: Job, stop: threading.Event, before: Mapping[signal.Signals, Any]) 
                     f"workdir={job.workdir}: is neither empty nor a run directory"
                 )
             return _profile(plan, job.workdir)
-        directory = processes.together(lambda: _open(job, stack))
+        opens = processes.together(lambda: log.connect(job.log) if processes.is_first() else [])
+        directory = processes.together(lambda: _open(job, plan, stack))
+        out = processes.together(lambda: _log(job, directory, opens))
         try:
-            rows = execution.execute(plan, directory, stop.is_set)
+            rows = execution.execute(plan, directory, stop.is_set, out)
         except loop.Stopped:
             processes.part()
             if directory:
@@ -137,12 +147,13 @@ def _run(job: Job, stop: threading.Event, before: Mapping[signal.Signals, Any]) 
         said = reported(job.experiment, job.config, rows, directory.path)
         page.write([directory.path], directory.path / page.NAME)
         files = "report.md, report.html, summary.json, figures/, metrics.jsonl"
-        return f"{said}\nResults in {directory.path}: {files}"
+        return f"{said}\nResults in {directory.path}:\n  {files}"
 
 
-def _open(job: Job, stack: contextlib.ExitStack) -> runs.RunDirectory | None:
+def _open(job: Job, plan: execution.Plan, stack: contextlib.ExitStack) -> runs.RunDirectory | None:
     """The run directory, with this start in its record; None on all processes but the first."""
     from fedprune import backend, processes, runs
+    from fedprune.runs import execution
 
     if not processes.is_first():
         return None
@@ -153,10 +164,21 @@ def _open(job: Job, stack: contextlib.ExitStack) -> runs.RunDirectory | None:
         resume_from=job.source,
         free=cfg.resumable(job.config),
         places=cfg.PLACES,
+        identity=plan.identity,
     )
     stack.enter_context(directory)
-    directory.record({**backend.environment(), "experiment": job.experiment.origin()})
+    origin = {"experiment": job.experiment.origin()}
+    directory.record({**backend.environment(), **origin, **execution.about(plan)})
     return directory
+
+
+def _log(job: Job, directory: runs.RunDirectory | None, opens: Sequence[Open]) -> Log:
+    from fedprune.runs.writers import Log
+
+    if not directory:
+        return Log()
+    about = log.about(directory, job.config, {arm.name: arm.overrides for arm in job.arms})
+    return Log([opened(about) for opened in opens])
 
 
 def reported(
@@ -177,15 +199,16 @@ def reported(
         arms = list(dict.fromkeys(row["arm"] for row in rows))
         values = cfg.to_json(config)
         report.write_summary(folder, config.experiment, values, rows, arms, {}, [])
+        said = where(e, experiment.file)
         raise ReportError(
-            f"{folder}: the run is done, but its report failed ({where(e)}); metrics.jsonl and"
+            f"{folder}: the run is done, but its report failed ({said}); metrics.jsonl and"
             " summary.json are there, and the same command makes the report again"
         ) from e
 
 
 def quiet() -> None:
     """Keeps the libraries from printing what is no news, or what they raise as well."""
-    for noisy in ("jax", "matplotlib"):
+    for noisy in ("jax", "matplotlib", "mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for raises in ("absl", "orbax"):  # Orbax logs with a traceback what it raises
         logging.getLogger(raises).setLevel(logging.CRITICAL)
@@ -203,10 +226,8 @@ def _facts(plan: execution.Plan) -> dict[str, Any]:
     import jax
 
     from fedprune import backend
-    from fedprune.runs import checkpoint
 
     about = backend.environment()
-    arrays = [value for value in plan.dataset if hasattr(value, "dtype")]
     return {
         **{path: value for path, _, value in cfg.fields(plan.config)},
         **{f"arms of {program.name}": list(program.labels) for program in plan.programs},
@@ -217,7 +238,7 @@ def _facts(plan: execution.Plan) -> dict[str, Any]:
         "devices of a process": jax.local_device_count(),
         # Every process computes what all of them share; it must come to the same bits.
         "processor": about["processor"] if jax.default_backend() == "cpu" else "",
-        f"data {plan.dataset.name}": checkpoint.fingerprint(arrays),
+        **{f"{name} ({plan.dataset.name})": value for name, value in plan.identity.items()},
     }
 
 

@@ -6,6 +6,7 @@ What a kind builds loads JAX when it is called. A field marked ``traced`` is num
 between the arms of one compiled program; all others are part of the program's shape.
 """
 
+from fedprune.config.data import OWN_FILES as OWN_FILES
 from fedprune.config.data import PARTITIONS as PARTITIONS
 from fedprune.config.data import Data as Data
 from fedprune.config.downlink import DOWNLINKS as DOWNLINKS
@@ -19,6 +20,7 @@ from fedprune.config.fields import element_type as element_type
 from fedprune.config.fields import explain as explain
 from fedprune.config.fields import fields as fields
 from fedprune.config.fields import free as free
+from fedprune.config.fields import from_json as from_json
 from fedprune.config.fields import one_value as one_value
 from fedprune.config.fields import override as override
 from fedprune.config.fields import own_fields as own_fields
@@ -29,11 +31,13 @@ from fedprune.config.fields import spec as spec
 from fedprune.config.fields import suggestion as suggestion
 from fedprune.config.fields import to_json as to_json
 from fedprune.config.fields import traced_paths as traced_paths
+from fedprune.config.fields import with_tuples as with_tuples
 from fedprune.config.machine import PLACES as PLACES
 from fedprune.config.machine import WHOLE as WHOLE
 from fedprune.config.machine import Mesh as Mesh
 from fedprune.config.machine import Run as Run
 from fedprune.config.model import NETWORKS as NETWORKS
+from fedprune.config.model import OWN as OWN
 from fedprune.config.model import Model as Model
 from fedprune.config.model import Network as Network
 from fedprune.config.pruning import IMPORTANCES as IMPORTANCES

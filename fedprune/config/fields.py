@@ -147,6 +147,33 @@ def to_json(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def from_json(config: Any, values: Mapping[str, Any]) -> Any:
+    """A copy with every field as in plain nested values, such as ``to_json`` gives.
+
+    Raises:
+      ConfigError: a field that only one of the two has.
+    """
+
+    def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                yield from leaves(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value
+
+    given, known = dict(leaves(values)), {path for path, _, _ in fields(config)}
+    for path in sorted(given.keys() ^ known):
+        where = "its values" if path in given else "this version of fedprune"
+        raise ConfigError(f"{path}: is a field of {where} only")
+    return override(config, with_tuples(config, given))
+
+
+def with_tuples(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of fields by dotted path, in which JSON's lists are the fields' tuples."""
+    several = {path for path, f, _ in fields(config) if not one_value(f)}
+    return {path: tuple(value) if path in several else value for path, value in values.items()}
+
+
 def own_fields(config: Any) -> Iterator[tuple[str, dataclasses.Field, str, tuple[str, ...]]]:
     """Every leaf field that only some kinds have: (path, field, path of what chooses, kinds)."""
 

@@ -55,6 +55,8 @@ class Run:
 WHOLE = frozenset(
     (
         *("data.name", "data.dir", "data.download", "data.examples", "mesh.devices"),
+        *("data.test_share", "data.test_seed", "data.images.layout"),
+        *("data.csv.label", "data.csv.client", "data.csv.ignore"),
         *("run.rounds", "run.every", "run.save_every"),
     )
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import fedprune as fp
-from fedprune.config.fields import part, require, spec
+from fedprune.config.fields import ConfigError, part, require, spec
 
 
 class Network(NamedTuple):
@@ -14,7 +14,7 @@ class Network(NamedTuple):
     build: Callable[[Any, int, tuple[int, ...]], Any]
     """(its part of the section, classes, shape of an example) -> model"""
     part: str
-    """the part of the section that has its fields"""
+    """the part of the section that has its fields; empty: it has none"""
     structure: Callable[[Any], Any]
     """params -> the units that can be pruned as a whole, one of ``prune``'s structures"""
 
@@ -82,6 +82,13 @@ def _chain(params: Any) -> Any:
     return fp.prune.chain(params)
 
 
+def _missing(*_: Any) -> Any:
+    raise ConfigError(f"model.name={OWN!r}: the experiment's file has no function model")
+
+
+OWN = "own"
+"""the name of the network that the function ``model`` of an experiment's file makes"""
+
 NETWORKS = {
     "mlp": Network(
         lambda m, classes, shape: fp.models.mlp(m.hidden, classes, shape), "mlp", _chain
@@ -102,6 +109,7 @@ NETWORKS = {
         lambda m, classes, shape: fp.models.small_vgg16(m.widths, m.hidden, classes, shape),
         *("vgg16", _chain),
     ),
+    OWN: Network(_missing, "", _missing),
 }
 
 
@@ -109,7 +117,11 @@ NETWORKS = {
 class Model:
     """The network."""
 
-    name: str = spec("cnn", "architecture", choices=NETWORKS)
+    name: str = spec(
+        "cnn",
+        "architecture; own is that of the function model in the experiment's file",
+        choices=NETWORKS,
+    )
     compute: str = spec(
         "float32",
         "type of activations and products; the weights themselves are float32",
@@ -122,8 +134,9 @@ class Model:
     vgg16: Vgg16 = part("name", Vgg16)
 
     def own(self) -> Any:
-        """The part with the fields of the network that is chosen."""
-        return getattr(self, NETWORKS[self.name].part)
+        """The part with the fields of the network that is chosen; the section if it has none."""
+        part = NETWORKS[self.name].part
+        return getattr(self, part) if part else self
 
 
 def check(c: Any) -> None:

@@ -31,13 +31,18 @@ def _weights(p: Any, schedule: Any, structure: Any) -> Any:
     )
 
 
+def _units(p: Any, schedule: Any, structure: Any) -> Any:
+    require(
+        structure is not None,
+        "pruning.granularity='unit': the network is the experiment's own, so its file must have a"
+        " function structure that says what its units are, such as fedprune.prune.chain",
+    )
+    return fp.prune.structured(schedule, structure, p.distribution, p.scope)
+
+
 METHODS = {
     "weight": Kind(_weights),
-    "unit": Kind(
-        lambda p, schedule, structure: fp.prune.structured(
-            schedule, structure, p.distribution, p.scope
-        )
-    ),
+    "unit": Kind(_units),
     "neuron": Kind(lambda p, schedule, structure: None),
 }
 """granularity -> (this section, schedule, structure of the network) -> pruner; None: the server
@@ -88,7 +93,7 @@ class Pruning:
     granularity: str = spec(
         "weight",
         "what is pruned as a whole: a weight; a unit, which is a filter or a neuron with all its"
-        " weights (P3); or a neuron of a fully connected layer, by clients' own masks, P2 (3)",
+        " weights (P3); or a neuron of a fully connected layer, by per-client masks, P2 (3)",
         choices=METHODS,
     )
     form: str = spec(

@@ -46,7 +46,7 @@ def federate(dataset: Dataset, partition: Partition | Sequence[Partition]) -> Fe
     partitions = [partition] if isinstance(partition, Partition) else list(partition)
     checked(dataset)
     _check_partitions(partitions, len(dataset.y_train), len(dataset.y_test))
-    shift, scale = _normalisation(dataset)
+    shift, scale = normalisation(dataset)
 
     def side(x: np.ndarray, y: np.ndarray, owned: list[list[np.ndarray]]) -> Clients:
         rows, size = _tables(owned)
@@ -63,8 +63,10 @@ def federate(dataset: Dataset, partition: Partition | Sequence[Partition]) -> Fe
     )
 
 
-def _normalisation(dataset: Dataset) -> tuple[jnp.ndarray, jnp.ndarray]:
+def normalisation(dataset: Dataset) -> tuple[jnp.ndarray, jnp.ndarray]:
     """Shift and scale [1, ..., 1, channels] float32, of an example's rank.
+
+    Training and evaluation see x = (raw - shift) * scale.
 
     One pass in float64. Moments of two sets of examples are joined exactly: with d the difference
     of their means, M = M_1 + M_2 + d^2 n_1 n_2 / (n_1 + n_2) is the sum of squares around the

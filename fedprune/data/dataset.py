@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,14 +28,33 @@ class Dataset(NamedTuple):
     y_test: np.ndarray
     classes: int
     group_train: np.ndarray | None = None
-    """[n] integers: where the example comes from by nature; None where the set does not say"""
+    """[n] integers: whose the example is by nature, such as a client's; None where the set does not
+    say"""
     group_test: np.ndarray | None = None
     names: np.ndarray | None = None
     """[at least classes] what the classes are called; None where the set does not say"""
+    group_names: np.ndarray | None = None
+    """[groups] what the groups 0 to groups - 1 are called; None where the set does not say"""
 
 
 class DataError(Exception):
     """A dataset that is missing, damaged or impossible; the message is one line and names it."""
+
+
+def made(name: str, source: str, arrays: Mapping[str, Any]) -> Dataset:
+    """A dataset of arrays under the names of its fields; uint8 [n, height, width] are grey images.
+
+    Raises:
+      DataError: numbers of examples and labels that differ, and as ``checked``.
+    """
+    arrays = dict(arrays)
+    for part in ("train", "test"):
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        if len(x) != len(y) or len(x) == 0:
+            raise DataError(f"{source}: {len(x)} {part} images but {len(y)} {part} labels")
+        if x.ndim == 3 and x.dtype == np.uint8:
+            arrays[f"x_{part}"] = x[..., None]
+    return checked(Dataset(name, source, **arrays, classes=int(arrays["y_train"].max()) + 1))
 
 
 def first(dataset: Dataset, n: int) -> Dataset:
@@ -75,7 +94,7 @@ def checked(dataset: Dataset) -> Dataset:
             raise DataError(f"{dataset.name}: x_{part} {x.shape} is not [n, ..., channels]")
         if len(x) != len(y):
             raise DataError(f"{dataset.name}: {len(x)} x_{part} but {len(y)} y_{part}")
-        _check_numbers(f"{dataset.name}: x_{part}", x)
+        check_numbers(f"{dataset.name}: x_{part}", x)
     shapes = np.shape(dataset.x_train), np.shape(dataset.x_test)
     if shapes[0][1:] != shapes[1][1:]:
         raise DataError(f"{dataset.name}: x_test {shapes[1]} is not shaped as x_train {shapes[0]}")
@@ -104,7 +123,12 @@ def _check_labels(name: str, y: np.ndarray, classes: int) -> None:
         )
 
 
-def _check_numbers(name: str, x: np.ndarray) -> None:
+def check_numbers(name: str, x: np.ndarray) -> None:
+    """Whether examples are numbers that can be trained on.
+
+    Raises:
+      DataError: as ``checked``.
+    """
     if not (np.issubdtype(x.dtype, np.integer) or np.issubdtype(x.dtype, np.floating)):
         raise DataError(f"{name} is {x.dtype}, but examples are integers or floats")
     low, high = -LARGEST, LARGEST

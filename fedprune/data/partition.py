@@ -162,10 +162,10 @@ def shards(clients: int, per_client: int) -> Partitioner:
     return split
 
 
-def by_group(
+def natural(
     group_train: np.ndarray, group_test: np.ndarray, clients: int | None = None
 ) -> Partitioner:
-    """Natural groups: what comes from one place belongs to one client, or to a few.
+    """The natural partition: what comes from one place belongs to one client, or to a few.
 
     Groups are taken in ascending order. With ``clients`` = G · m for G groups, the examples of each
     group are divided at random over m clients, in sizes that differ by at most one: clients g m to
@@ -186,10 +186,15 @@ def by_group(
     unknown = np.setdiff1d(group_test, groups)
     if len(unknown):
         raise ValueError(f"group {unknown[0]} has test examples but no training examples")
+    if not len(groups):
+        raise ValueError("natural: there are no training examples")
     total = len(groups) if clients is None else clients
-    each = total // max(1, len(groups))
-    if total < 1 or total % len(groups):
-        raise ValueError(f"clients={total} is not a multiple of the {len(groups)} groups")
+    each = total // len(groups)
+    if total % len(groups):
+        raise ValueError(
+            f"clients={total}: must be {len(groups)}, as many as there are natural groups, or a"
+            " multiple of that"
+        )
     if each > size.min():
         raise ValueError(
             f"clients={total}: {each} in each group, but group {groups[size.argmin()]} has only"
@@ -235,10 +240,10 @@ def summary(partition: Partition, y_train: np.ndarray, y_test: np.ndarray) -> st
         ):
             lines.append(f"  {what}: {values.min()} / {np.median(values):g} / {values.max()}")
         return "\n".join([*lines, f"  classes in training, mean: {held.mean():.2f} of {classes}"])
-    lines = ["client  train   test  train examples per class"]
+    lines = ["client train  test  train examples per class"]
     for k, (train, test) in enumerate(zip(*partition, strict=True)):
         numbers = " ".join(f"{n:5d}" for n in counts[k])
-        lines.append(f"{k:6d} {len(train):6d} {len(test):6d}  {numbers}")
+        lines.append(f"{k:6d} {len(train):5d} {len(test):5d}  {numbers}")
     return "\n".join(lines)
 
 

@@ -13,6 +13,9 @@ in this order, under the root ``data_dir`` or ``$FEDPRUNE_DATA``:
        bearing                <root>/[bearing/]cwru_12k_de_1024.npz
   3. the folder of Debian's package of the set, where there is one
   4. if ``download`` asks for it, the network, through TFDS
+
+Files of the user's own (``npz``, ``csv``, ``images``) have the path that ``data_dir`` is, and
+``data.files`` says what they hold.
 """
 
 from __future__ import annotations
@@ -31,10 +34,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedprune import paths
-from fedprune.data import bearing, cifar, prepared, tiny_imagenet
+from fedprune.data import bearing, cifar, files, prepared, tiny_imagenet
 from fedprune.data.dataset import DataError as DataError
 from fedprune.data.dataset import Dataset as Dataset
-from fedprune.data.dataset import checked
+from fedprune.data.dataset import made
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +50,14 @@ _IDX_FILES = {
 _IDX = f"put {_IDX_FILES['x_train']}[.gz] and its three companions into $FEDPRUNE_DATA/{{name}}/"
 
 
+LISTED = 20
+"""classes, and clients, of the user's that the log names"""
+
+
 class Source(NamedTuple):
     """Where a dataset comes from: the line by which one is added."""
 
-    find: Callable[[str, Path | None], Place | None]
+    find: Callable[[str, Path | None], Place | None] = lambda name, root: None
     """(name, root) -> its raw files, or None if they are not there"""
     how: str = ""
     """how to get them"""
@@ -58,6 +65,10 @@ class Source(NamedTuple):
     """whether TFDS has it, prepared or to be downloaded"""
     package: Path | None = None
     """folder of Debian's package of the set"""
+    own: Callable[..., Dataset] | None = None
+    """for files of the user's: (path, options of ``load``) -> dataset; then there is no ``find``"""
+    part: str = ""
+    """the part of the configuration's section that has the fields of this kind alone"""
 
 
 Place = tuple[Any, Callable[[], dict[str, np.ndarray]]]
@@ -104,19 +115,34 @@ SOURCES = {
         _tiny_imagenet, f"unpack its archive into $FEDPRUNE_DATA/{{name}}/{tiny_imagenet.FOLDER}/"
     ),
     "bearing": Source(_bearing, f"put {bearing.FILE} into $FEDPRUNE_DATA/{{name}}/"),
+    "npz": Source(how="an npz file", own=files.read_npz),
+    "csv": Source(
+        how="a CSV file, or a folder with train.csv and test.csv", own=files.read_csv, part="csv"
+    ),
+    "images": Source(
+        how="a folder of images, below a folder for each class",
+        own=files.read_images,
+        part="images",
+    ),
 }
 
 
 def load(
-    name: str, data_dir: str | os.PathLike | None = None, *, download: bool = False
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    download: bool = False,
+    **options: Any,
 ) -> Dataset:
     """Loads a dataset by name.
 
     Args:
       name: one of ``SOURCES``.
-      data_dir: where prepared TFDS sets or raw files lie; default ``$FEDPRUNE_DATA``.
+      data_dir: where prepared TFDS sets or raw files lie; default ``$FEDPRUNE_DATA``. For files of
+        your own (npz, csv, images), the file or folder itself.
       download: whether a set that is nowhere to be found may be downloaded into ``data_dir``
         through TFDS; only those that TFDS has.
+      options: for files of your own, what ``read_npz``, ``read_csv`` or ``read_images`` takes.
 
     Raises:
       DataError: unknown name, nothing found (with how to get it), a failed download, or a damaged
@@ -125,12 +151,16 @@ def load(
     """
     if name not in SOURCES:
         raise DataError(f"data.name={name!r} is not one of {', '.join(SOURCES)}")
+    source = SOURCES[name]
+    if source.own is not None:
+        return _own(name, source, data_dir, options)
+    for option, value in options.items():
+        raise DataError(f"{option}={value!r}: means nothing for data.name={name!r}")
     given = {"data.dir": data_dir, "$FEDPRUNE_DATA": os.environ.get("FEDPRUNE_DATA")}
     root = next((paths.local(where, place) for where, place in given.items() if place), None)
     for place, read in _candidates(name, root):
         log.info("%s: reading %s", name, place)
-        return _checked(name, str(place), read())
-    source = SOURCES[name]
+        return made(name, str(place), read())
     how = source.how.format(name=name) + " (or give data.dir)"
     how += f", or apt-get install dataset-{source.package.name}" if source.package else ""
     if not download:
@@ -142,7 +172,22 @@ def load(
     log.info("%s: downloading to %s", name, root)
     prepared.prepare(name, root, read_idx)
     builder = prepared.builder(name, root)
-    return _checked(name, f"TFDS {builder.data_path}", prepared.read(builder))
+    return made(name, f"TFDS {builder.data_path}", prepared.read(builder))
+
+
+def _own(
+    name: str, source: Source, path: str | os.PathLike | None, options: dict[str, Any]
+) -> Dataset:
+    if not path:
+        raise DataError(f"data.dir='': must be the path of {source.how}, for data.name={name!r}")
+    assert source.own is not None
+    dataset = source.own(paths.local("data.dir", path), **options)
+    for what, names in (("classes", dataset.names), ("clients", dataset.group_names)):
+        if names is not None:
+            said = ", ".join(f"{i} = {word}" for i, word in enumerate(names[:LISTED]))
+            more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+            log.info("%s: %s %s%s", path, what, said, more)
+    return dataset
 
 
 def _candidates(name: str, root: Path | None) -> Iterator[Place]:
@@ -156,16 +201,6 @@ def _candidates(name: str, root: Path | None) -> Iterator[Place]:
     if source.package and any(_idx_path(source.package, stem) for stem in _IDX_FILES.values()):
         package = source.package
         yield package, lambda: _read_idx_folder(package)
-
-
-def _checked(name: str, source: str, arrays: dict[str, np.ndarray]) -> Dataset:
-    for part in ("train", "test"):
-        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        if len(x) != len(y) or len(x) == 0:
-            raise DataError(f"{source}: {len(x)} {part} images but {len(y)} {part} labels")
-        if x.ndim == 3 and name != "bearing":
-            arrays[f"x_{part}"] = x[..., None]
-    return checked(Dataset(name, source, **arrays, classes=int(arrays["y_train"].max()) + 1))
 
 
 # Embedded -----

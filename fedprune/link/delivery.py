@@ -49,8 +49,8 @@ class Protection(NamedTuple):
     largest: int = 1
     """at least all repeats"""
     gamma: jax.Array | float | None = None
-    """of spirals; None: for each layer the best at the SNR of its own symbols, which the receiver
-    can reckon too, ``coding.best_gamma``"""
+    """of spirals; None: for each layer the best at the SNR of its own symbols; the receiver knows
+    that SNR and so computes the same value (``coding.best_gamma``)"""
     decoder: str | None = None
     """of the family; None: its default"""
 

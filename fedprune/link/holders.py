@@ -52,7 +52,7 @@ def holders(values: Uplink, masks: Uplink, least: jax.Array | float) -> Uplink:
     with them.
 
     Over the air every transmission takes all d weights of the round's mask, since the server does
-    not know who holds which: masks of the clients' own save no channel use there, and counting them
+    not know who holds which: per-client masks save no channel use there, and counting them
     doubles the bill. Both transmissions are billed. ``Cost.noise_variance`` is the mean over the
     weights that pass of (v_a + estimate_j^2 v_b) / z_j^2.
 

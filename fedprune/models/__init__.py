@@ -1,6 +1,8 @@
 """Networks as pairs of pure functions. The only place that knows flax."""
 
-from fedprune.models.layers import from_flax as from_flax
+from fedprune.models.adapters import from_linen as from_linen
+from fedprune.models.adapters import from_nnx as from_nnx
+from fedprune.models.layers import BatchNorm as BatchNorm
 from fedprune.models.networks import cnn as cnn
 from fedprune.models.networks import mlp as mlp
 from fedprune.models.precision import compute_in as compute_in

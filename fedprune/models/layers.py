@@ -1,4 +1,4 @@
-"""The bridge from flax's layers to ours."""
+"""Layers of flax linen that our networks share, and networks of others may use."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 import flax.linen as linen
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from fedprune import nn
-from fedprune.types import Key, Model, Params
 
 
 def conv(features: int, kernel: Sequence[int], strides: int = 1, **options) -> linen.Conv:
@@ -21,13 +19,13 @@ def conv(features: int, kernel: Sequence[int], strides: int = 1, **options) -> l
 
 
 class BatchNorm(linen.Module):
-    """Batch normalisation of each channel, (x - mean) / sqrt(var + epsilon) * scale + bias.
+    """Batch normalisation of each channel, as ``nn.batch_norm`` has it; x is [b, ..., channels].
 
-    Mean and (biased) variance are over all axes but the last. With ``running``, the parameters
-    "statistics/mean" and "statistics/var" follow them while training, m <- momentum m +
-    (1 - momentum) mean, and take their place otherwise; a negative variance counts as zero. Without
-    ``running``, every batch is normalised by its own, and there are no such parameters. Follows
-    Ioffe and Szegedy, Batch Normalization, 2015.
+    With ``running``, the parameters "statistics/mean" and "statistics/var" follow the batches' mean
+    and (biased) variance while training, m <- momentum m + (1 - momentum) mean, and take their
+    place otherwise. They are sent and averaged as weights are (``types.Model.train``), and a module
+    that has them is given to ``from_linen`` with ``running=True``. Without ``running``, every batch
+    is normalised by its own, and there are no such parameters.
     """
 
     running: bool = True
@@ -35,19 +33,17 @@ class BatchNorm(linen.Module):
     epsilon: float = 1e-5
 
     @linen.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         channels = x.shape[-1:]
         scale = self.param("scale", linen.initializers.ones, channels)
         bias = self.param("bias", linen.initializers.zeros, channels)
-        axes = tuple(range(x.ndim - 1))
-        mean, var = x.mean(axes), x.var(axes)
+        moments = None
         if self.running:
-            kept = _Running(self.momentum, name="statistics")(mean, var, train)
-            mean, var = (mean, var) if train else kept
-        factor = scale * lax.rsqrt(jnp.maximum(var, 0.0) + self.epsilon)
-        # Ranks are made equal by hand: implicit promotion of ranks is an error in the tests.
-        spread = (1,) * len(axes) + channels
-        return (x - mean.reshape(spread)) * factor.reshape(spread) + bias.reshape(spread)
+            axes = tuple(range(x.ndim - 1))
+            here = x.mean(axes), x.var(axes)
+            kept = _Running(self.momentum, name="statistics")(*here, train)
+            moments = here if train else kept
+        return nn.batch_norm(x, scale, bias, moments, self.epsilon)
 
 
 class _Running(linen.Module):
@@ -64,34 +60,6 @@ class _Running(linen.Module):
                 new = self.momentum * old[name] + (1.0 - self.momentum) * value
                 self.put_variable("params", name, lax.stop_gradient(new))
         return old["mean"], old["var"]
-
-
-def from_flax(module: linen.Module, example_shape: Sequence[int], running: bool = False) -> Model:
-    """A flax module with parameters only as a ``Model``.
-
-    Args:
-      module: takes x [b, *example_shape], returns logits; has no collection but "params".
-      example_shape: shape of one example.
-      running: the module has running statistics, parameters below "statistics", and takes a second
-        argument ``train``; with True it uses the batch's and changes the running ones, as
-        ``BatchNorm`` does.
-    """
-    example = jnp.zeros((1, *example_shape), jnp.float32)
-
-    def apply(params: Params, x: jax.Array) -> jax.Array:
-        logits = module.apply({"params": params}, x)
-        assert isinstance(logits, jax.Array)
-        return logits
-
-    def train(params: Params, x: jax.Array) -> tuple[jax.Array, Params]:
-        logits, after = module.apply({"params": params}, x, True, mutable=["params"])
-        assert isinstance(logits, jax.Array)
-        return logits, after["params"]
-
-    def init(key: Key) -> Params:
-        return module.init(key, example)["params"]
-
-    return Model(init, apply, train if running else None)
 
 
 def _conv_general_dilated(

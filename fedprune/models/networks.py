@@ -8,7 +8,7 @@ import flax.linen as linen
 import jax
 
 from fedprune import nn
-from fedprune.models import layers
+from fedprune.models.adapters import from_linen
 from fedprune.types import Model
 
 
@@ -61,7 +61,7 @@ def mlp(
     input_shape: Sequence[int] = (28, 28, 1),
 ) -> Model:
     """Dense layers with ReLU between them; the defaults have 159,010 parameters."""
-    return layers.from_flax(_Mlp(tuple(hidden), classes), input_shape)
+    return from_linen(_Mlp(tuple(hidden), classes), input_shape)
 
 
 def cnn(
@@ -81,4 +81,4 @@ def cnn(
     """
     if len(input_shape) != 3:
         raise ValueError(f"cnn: examples must be images, not of shape {tuple(input_shape)}")
-    return layers.from_flax(_Cnn(tuple(filters), kernel, tuple(hidden), classes), input_shape)
+    return from_linen(_Cnn(tuple(filters), kernel, tuple(hidden), classes), input_shape)

@@ -44,6 +44,7 @@ import jax.numpy as jnp
 
 from fedprune import nn
 from fedprune.models import layers
+from fedprune.models.adapters import from_linen
 from fedprune.types import Model
 
 NORMS = ("group", "batch")
@@ -187,4 +188,4 @@ def resnet(
     normalise = partial(_group, groups) if norm == "group" else partial(_batch, running)
     of_blocks = tuple(tuple(blocks) for blocks in inner)
     module = _ResNet(tuple(widths), of_blocks, stem, classes, normalise)
-    return layers.from_flax(module, input_shape, running)
+    return from_linen(module, input_shape, running)

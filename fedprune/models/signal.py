@@ -9,6 +9,7 @@ import jax
 
 from fedprune import nn
 from fedprune.models import layers
+from fedprune.models.adapters import from_linen
 from fedprune.types import Model
 
 
@@ -54,4 +55,4 @@ def signal(
     if len(input_shape) != 2:
         raise ValueError(f"signal: examples must be [samples, channels], not {tuple(input_shape)}")
     net = _Signal(tuple(filters), kernel, stem_kernel, stem_stride, tuple(hidden), classes)
-    return layers.from_flax(net, input_shape)
+    return from_linen(net, input_shape)

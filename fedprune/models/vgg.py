@@ -18,6 +18,7 @@ import jax
 
 from fedprune import nn
 from fedprune.models import layers
+from fedprune.models.adapters import from_linen
 from fedprune.types import Model
 
 VGG_DEPTHS = (2, 2, 3, 3, 3)
@@ -63,7 +64,7 @@ def vgg(
     if len(input_shape) != 3:
         raise ValueError(f"vgg: input_shape={tuple(input_shape)} is not (h, w, channels)")
     module = _Vgg(tuple(tuple(widths) for widths in stages), tuple(hidden), classes)
-    return layers.from_flax(module, input_shape)
+    return from_linen(module, input_shape)
 
 
 def small_vgg16(

@@ -108,17 +108,35 @@ class Checkpoints:
             self._proved = True
 
     def restore(self, fits: Fits = lambda rounds_done, rows: None) -> tuple[int, Leaves]:
+        """The newest state that is whole, as ``newest``; damaged ones that are newer are moved to a
+        numbered folder in FOLDER.damaged.
+
+        Raises:
+          CheckpointError: there are states, but none is whole. Nothing is moved or changed then.
+        """
+        rounds_done, leaves, damaged = self._newest(fits)
+        if damaged:
+            aside = self._folder.with_name(f"{self._folder.name}.damaged")
+            set_aside([self._folder / str(step) for step in damaged], aside)
+            self._manager.reload()
+        return rounds_done, leaves
+
+    def newest(self, fits: Fits = lambda rounds_done, rows: None) -> tuple[int, Leaves]:
         """The newest state that is whole, with the rounds that it has behind it; 0 and {} if none.
 
-        Damaged states that are newer are reported in a line each, and moved to a numbered folder in
-        FOLDER.damaged.
+        Damaged states that are newer are reported in a line each. Nothing is moved or changed.
 
         Args:
           fits: raises a CheckpointError if what else is there does not go with a state.
 
         Raises:
-          CheckpointError: there are states, but none is whole. Nothing is moved or changed then.
+          CheckpointError: there are states, but none is whole.
         """
+        rounds_done, leaves, _ = self._newest(fits)
+        return rounds_done, leaves
+
+    def _newest(self, fits: Fits) -> tuple[int, Leaves, list[int]]:
+        """And the damaged ones that are newer, by their rounds."""
         faults: dict[int, str] = {}
         for rounds_done in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -126,20 +144,16 @@ class Checkpoints:
             except Exception as e:  # Orbax and TensorStore raise many kinds
                 faults[rounds_done] = f"the checkpoint of round {rounds_done}: {_one_line(e)}"
                 continue
-            if faults:
-                for fault in faults.values():
-                    log.warning(
-                        "%s: %s; taking that of round %d", self._folder.name, fault, rounds_done
-                    )
-                damaged = self._folder.with_name(f"{self._folder.name}.damaged")
-                set_aside([self._folder / str(step) for step in faults], damaged)
-                self._manager.reload()
-            return rounds_done, leaves
+            for fault in faults.values():
+                log.warning(
+                    "%s: %s; taking that of round %d", self._folder.name, fault, rounds_done
+                )
+            return rounds_done, leaves, list(faults)
         if faults:
             raise CheckpointError(
                 f"{self._folder}: no checkpoint is whole: {'; '.join(faults.values())}"
             )
-        return 0, {}
+        return 0, {}, []
 
     def wait(self) -> None:
         """Waits until everything is on disk.

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,7 +29,7 @@ class RunDirectory:
 
     ``config.json`` is the configuration, written last, so that a directory that has it is complete.
     ``run.json`` has the run's id, the run that it was resumed from, and every start with its
-    versions, devices and the file of its experiment.
+    versions, devices, the file of its experiment, its arms and the shape of its data.
 
     Args:
       path: a run directory, an empty one, or one to be made.
@@ -41,11 +41,13 @@ class RunDirectory:
       free: patterns of the paths in which ``resume_from``'s configuration may differ.
       places: paths that say on which devices a run computes, and not what. In these a start may
         differ from the one before; ``config.json`` has the last one's.
+      identity: name -> checksum of what a run is beside its configuration, such as its data.
+        ``run.json`` keeps it, and every start must have the same, as far as both name it.
 
     Raises:
-      RunDirectoryError: another process uses it, it belongs to another configuration, it is not
-        empty and not a run directory, it cannot be made, or ``resume_from`` cannot be continued.
-        Nothing is written.
+      RunDirectoryError: another process uses it, it belongs to another configuration or other
+        data, it is not empty and not a run directory, it cannot be made, or ``resume_from`` cannot
+        be continued. Nothing is written.
     """
 
     def __init__(
@@ -57,8 +59,9 @@ class RunDirectory:
         resume_from: str | os.PathLike | None = None,
         free: Sequence[str] = (),
         places: Sequence[str] = (),
+        identity: Mapping[str, str] | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path, self._identity = Path(path), dict(identity or {})
         file = self.path / "config.json"
         # Through JSON and back, so that tuples compare with the lists they become.
         self._config = config = relabelled(json.loads(json.dumps(config)))
@@ -77,6 +80,7 @@ class RunDirectory:
         with contextlib.ExitStack() as stack:
             if source is not None and not begun:
                 stack.enter_context(_open_source(source, self.path, config, free))
+                _same_identity(f"resume_from={source}", source, self._identity)
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 lock = (self.path / LOCK).open("w", encoding="utf-8")
@@ -90,6 +94,11 @@ class RunDirectory:
                     self.close()
                     raise
 
+    @property
+    def id(self) -> str:
+        """The run's, which stays when it is resumed."""
+        return read_json(self.path / "run.json")["id"]
+
     def record(self, environment: dict[str, Any]) -> None:
         """Adds this start to ``run.json``, and logs in what it differs from the one before.
 
@@ -97,9 +106,9 @@ class RunDirectory:
           RunDirectoryError: it differs in its "arithmetic", so that it would go on with other
             numbers. Nothing is written.
         """
-        run = _read_json(self.path / "run.json")
+        run = read_json(self.path / "run.json")
         moved = list(self._moved)
-        apart = dict.fromkeys(("at", "ended", "arithmetic", "experiment"))
+        apart = dict.fromkeys(("at", "ended", "arithmetic", "experiment", "arms", "data"))
         arithmetic = environment.get("arithmetic")
         for last in run["starts"][-1:]:
             for _, text in differences(last.get("arithmetic", arithmetic), arithmetic):
@@ -127,7 +136,7 @@ class RunDirectory:
 
         A start that was killed has no end there.
         """
-        run = _read_json(self.path / "run.json")
+        run = read_json(self.path / "run.json")
         run["starts"][-1]["ended"] = _now()
         write_json(self.path / "run.json", run)
 
@@ -135,7 +144,7 @@ class RunDirectory:
         self, config: dict[str, Any], source: Path | None, places: Sequence[str]
     ) -> list[str]:
         """In which of ``places`` the configuration differs from the directory's, in words."""
-        moved, old = [], _read_config(self.path)
+        moved, old = [], read_config(self.path)
         _same_fields(f"workdir={self.path}", old, config)
         for name, text in differences(old, config):
             if name not in places:
@@ -145,8 +154,9 @@ class RunDirectory:
                     " --fresh"
                 )
             moved.append(text)
+        _same_identity(f"workdir={self.path}", self.path, self._identity)
         if source is not None:
-            origin = _read_json(self.path / "run.json")["resumed_from"]
+            origin = read_json(self.path / "run.json")["resumed_from"]
             if origin is None or origin["path"] != str(source.resolve()):
                 raise RunDirectoryError(
                     f"workdir={self.path}: holds a run that was not begun with"
@@ -167,9 +177,11 @@ class RunDirectory:
             shutil.copy(source / "metrics.jsonl", self.path)
             origin = {
                 "path": str(source.resolve()),
-                "id": _read_json(source / "run.json")["id"],
+                "id": read_json(source / "run.json")["id"],
             }
-        run: dict[str, Any] = {"id": uuid.uuid4().hex, "resumed_from": origin, "starts": []}
+        run: dict[str, Any] = {"id": uuid.uuid4().hex, "resumed_from": origin}
+        run |= {"identity": self._identity} if self._identity else {}
+        run["starts"] = []
         write_json(self.path / "run.json", run)
         write_json(self.path / "config.json", config)
 
@@ -183,15 +195,21 @@ class RunDirectory:
         self.close()
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """A file of a run directory.
+
+    Raises:
+      RunDirectoryError: it is missing or damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise RunDirectoryError(f"{path}: cannot be read ({e})") from e
 
 
-def _read_config(folder: Path) -> Any:
-    return relabelled(_read_json(folder / "config.json"))
+def read_config(folder: Path) -> Any:
+    """The configuration of a run directory as plain values, likewise."""
+    return relabelled(read_json(folder / "config.json"))
 
 
 def _same_fields(given: str, old: Any, new: dict[str, Any]) -> None:
@@ -203,6 +221,17 @@ def _same_fields(given: str, old: Any, new: dict[str, Any]) -> None:
                 f"{given}: was begun by another version of fedprune (its configuration {what}"
                 f" {name}); its report can be made, but to go on takes that version, or a new"
                 " directory"
+            )
+
+
+def _same_identity(given: str, folder: Path, identity: Mapping[str, str]) -> None:
+    """Refuses what was begun with other data, or another network of the user's."""
+    before = read_json(folder / "run.json").get("identity", {})  # runs of older versions have none
+    for name in sorted(before.keys() & identity.keys()):
+        if before[name] != identity[name]:
+            raise RunDirectoryError(
+                f"{given}: was begun with another {name}; put that back, take a new directory, or"
+                " start over with --fresh"
             )
 
 
@@ -220,7 +249,7 @@ def foreign(path: Path, ours: Sequence[str] = ()) -> bool:
 def _was_run(path: Path) -> bool:
     """Whether a directory has had a start, of which its configuration is older."""
     run = path / "run.json"
-    return run.exists() and bool(_read_json(run)["starts"])
+    return run.exists() and bool(read_json(run)["starts"])
 
 
 def locked(file: IO[str], owner: str) -> IO[str]:
@@ -254,7 +283,7 @@ def _open_source(source: Path, path: Path, config: dict[str, Any], free: Sequenc
             raise RunDirectoryError(f"{given}: is not a run directory with checkpoints (no {name})")
     if source.resolve() == path.resolve():
         raise RunDirectoryError(f"{given}: must be another directory than workdir={path}")
-    old = _read_config(source)
+    old = read_config(source)
     _same_fields(given, old, config)
     for name, text in differences(old, config):
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in free):

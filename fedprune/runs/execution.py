@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedprune import backend, build, data, mesh, processes, run
 from fedprune import config as cfg
-from fedprune.runs import Row, RunDirectory, loop
+from fedprune.runs import Row, RunDirectory, checkpoint, loop
 from fedprune.runs.checkpoint import CheckpointError
+from fedprune.runs.writers import Log
 from fedprune.types import Model
 
 log = logging.getLogger(__name__)
@@ -31,25 +33,31 @@ class Plan(NamedTuple):
     """An experiment that has been checked and is ready to run."""
 
     config: cfg.Config
+    arms: Sequence[cfg.Arm]
     dataset: data.Dataset
     programs: list[loop.Program]
     checkpoints: int
     """bytes of one checkpoint of every program"""
+    identity: dict[str, str]
+    """name -> checksum of the data, and of networks of the user's, for ``RunDirectory``"""
 
 
-def plan(config: cfg.Config, arms: Sequence[cfg.Arm]) -> Plan:
+def plan(config: cfg.Config, arms: Sequence[cfg.Arm], own: build.Own | None = None) -> Plan:
     """Checks the configuration with every arm, loads the data and lays out the programs.
 
     Touches no file of the run.
+
+    Args:
+      config: the experiment's.
+      arms: the experiment's.
+      own: the user's network, for ``model.name=own``.
 
     Raises:
       ConfigError: a value, or an arm's value, that is not allowed.
       DataError: a dataset that is missing or damaged.
     """
     cfg.validate_arms(config, arms)
-    dataset = data.load(config.data.name, config.data.dir or None, download=config.data.download)
-    if config.data.examples:
-        dataset = data.first(dataset, config.data.examples)
+    dataset = build.dataset(config.data)
     groups = cfg.program_groups(config, arms)
     configs = [cfg.override(config, dict(static)) for static in groups]
     for wanted in {dataclasses.astuple(c.data): c.data for c in configs}.values():
@@ -57,14 +65,36 @@ def plan(config: cfg.Config, arms: Sequence[cfg.Arm]) -> Plan:
         table = data.summary(partition, dataset.y_train, dataset.y_test)
         log.info("partition %s of seed 0:\n%s", wanted.partition, table)
     programs = [
-        _program(f"program{i}", changed, group, dataset)
+        _program(f"program{i}", changed, group, dataset, own)
         for i, (changed, group) in enumerate(zip(configs, groups.values(), strict=True))
     ]
-    return Plan(config, dataset, [p for p, _ in programs], sum(size for _, size in programs))
+    arrays = [value for value in dataset if hasattr(value, "dtype")]
+    identity = {"content of the data": checkpoint.fingerprint(arrays)}
+    for made, changed in zip(programs, configs, strict=True):
+        if changed.model.name == cfg.OWN:
+            identity[network_of(made.program.name)] = checksum(
+                made.network, dataset.x_train.shape[1:]
+            )
+    size = sum(made.checkpoint for made in programs)
+    return Plan(config, arms, dataset, [made.program for made in programs], size, identity)
+
+
+def about(plan: Plan) -> dict[str, Any]:
+    """What a run directory records of a plan, beside its configuration: ``load`` needs it."""
+    dataset = plan.dataset
+    shift, scale = (v.tolist() for v in data.normalisation(dataset))
+    shape = list(dataset.x_train.shape[1:])
+    return {
+        "arms": {arm.name: dict(arm.overrides) for arm in plan.arms},
+        "data": {"shape": shape, "classes": dataset.classes, "shift": shift, "scale": scale},
+    }
 
 
 def execute(
-    plan: Plan, directory: RunDirectory | None, stop: Callable[[], bool] = lambda: False
+    plan: Plan,
+    directory: RunDirectory | None,
+    stop: Callable[[], bool] = lambda: False,
+    out: Log | None = None,
 ) -> list[Row]:
     """Runs a plan to its end in a run directory, resuming what is there; returns all its rows.
 
@@ -72,32 +102,58 @@ def execute(
       plan: what to run.
       directory: process 0's; None on the others, which get no rows.
       stop: asked between segments, see ``loop.train``.
+      out: writers of the rows, likewise; None: they are in ``metrics.jsonl`` alone.
 
     Raises:
       Stopped: ``stop`` said so, and the state is saved.
       CheckpointError: what is there cannot be continued, a checkpoint cannot be written, or the
         disk has no room for one of every program.
+      WriterError: a writer has failed.
     """
     folder, c = None if directory is None else directory.path, plan.config.run
     processes.together(lambda: _check_disk(folder, plan.checkpoints))
-    return loop.train(plan.programs, folder, c.rounds, c.every, c.save_every, stop)
+    return loop.train(plan.programs, folder, c.rounds, c.every, c.save_every, stop, out)
+
+
+class _Made(NamedTuple):
+    """A program, its network, and the bytes of a checkpoint of it."""
+
+    program: loop.Program
+    network: Model
+    checkpoint: int
+
+
+def network_of(program: str) -> str:
+    """What an identity calls the network of a program."""
+    return f"network of {program}, as JAX {jax.__version__} has it"
+
+
+def checksum(network: Model, shape: Sequence[int]) -> str:
+    """SHA-256 of what a network computes of examples of a shape, as the compiler is given it."""
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    examples = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    text = jax.jit(network.train or network.apply).lower(params, examples).as_text()
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _program(
-    name: str, config: cfg.Config, arms: Sequence[cfg.Arm], dataset: data.Dataset
-) -> tuple[loop.Program, int]:
-    """A program, and the bytes of a checkpoint of it."""
+    name: str,
+    config: cfg.Config,
+    arms: Sequence[cfg.Arm],
+    dataset: data.Dataset,
+    own: build.Own | None,
+) -> _Made:
     first = {arm.name: arm.overrides.get("run.seed", config.run.seed) for arm in arms}
     labels = [
         loop.Label(arm.name, first[arm.name] + i) for arm in arms for i in range(config.run.seeds)
     ]
-    network = build.model(config, dataset)
+    network = build.model(config, dataset, own)
     _check_weights(config, network, len(labels))
     layout = build.layout(config.mesh, len(labels))
     hyper, by_client = _hyper(config, arms), config.run.test == "clients"
 
     def algorithm(values: dict[str, jax.Array]):
-        return build.algorithm(cfg.override(config, values), network, layout)
+        return build.algorithm(cfg.override(config, values), network, layout, own)
 
     # Stages that do not fit each other are refused before there is a directory.
     padded = -(-len(labels) // layout.arm_devices) * layout.arm_devices
@@ -125,9 +181,9 @@ def _program(
         pruned = config.run.evaluate == "pruned"
         evaluate: run.Evaluate
         if by_client:
-            own = build.personal(config, network)
+            parts = build.personal(config, network)
             clients = config.data.clients
-            evaluate = run.client_evaluation(network, layout, clients, own, pruned=pruned)
+            evaluate = run.client_evaluation(network, layout, clients, parts, pruned=pruned)
         else:
             evaluate = run.evaluation(network, layout, pruned=pruned)
         compiled = run.program(algorithm, layout, rounds, evaluate, per_chunk)
@@ -137,10 +193,10 @@ def _program(
         )
 
     log.info(
-        "%s: %d runs (arms times seeds) of %d rounds on %d x %d devices (arms x clients)",
-        *(name, len(labels), config.run.rounds, layout.arm_devices, layout.client_devices),
+        "%s: runs (arms times seeds): %d; devices: %d for arms x %d for clients",
+        *(name, len(labels), layout.arm_devices, layout.client_devices),
     )
-    return loop.Program(name, labels, start, segment, padded), size.checkpoint
+    return _Made(loop.Program(name, labels, start, segment, padded), network, size.checkpoint)
 
 
 def _bytes(number: float) -> str:

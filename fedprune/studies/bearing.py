@@ -10,7 +10,7 @@ LAST = 5
 
 def setting(config: Config) -> None:
     """Data, network, learning rate and length of the experiments on bearings."""
-    config.data.name, config.data.partition = "bearing", "group"
+    config.data.name, config.data.partition = "bearing", "natural"
     config.model.name, own = "signal", config.model.signal
     own.filters, own.kernel = (16, 32, 64), 5
     config.local.lr = 0.05
