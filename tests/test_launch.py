@@ -323,8 +323,8 @@ def test_run_directory(unbroken):
     assert set(summary) >= {"experiment", "variant", "arms", "tables", "claims"}
     assert len(summary["arms"]) == 10
     assert all(arm["seeds"] == 2 for arm in summary["arms"])
-    assert len(list((unbroken / "figures").glob("*.png"))) == 4
-    assert len(list((unbroken / "figures").glob("*.svg"))) == 4
+    assert len(list((unbroken / "figures").glob("*.png"))) == 1
+    assert len(list((unbroken / "figures").glob("*.svg"))) == 1
     assert list((unbroken / "tensorboard").rglob("events*"))
     assert "1 start</dd>" in (unbroken / "report.html").read_text()
     before = (unbroken / "summary.json").read_bytes()

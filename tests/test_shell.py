@@ -56,7 +56,7 @@ def test_texts_fit_the_terminal(columns):
     body = [
         [
             "half: one-shot needs more rounds at 90 % than at 70 %",
-            "open (one seed)",
+            "open (1 seed)",
             "0.0 rounds",
             "",
         ],
