@@ -90,7 +90,8 @@ def test_howto(page, monkeypatch, tmp_path, capsys, quickly_compiled):
 
 def test_howto_pages_begin_alike():
     """Who has read one page knows the federation of the others."""
-    begin = "from fedprune import data, link, local, mesh, models, prune, rounds, run, server\n\nK = 10"
+    rooms = "data, link, local, mesh, models, prune, rounds, run, server"
+    begin = f"from fedprune import {rooms}\n\nK = 10"
     first = [blocks(page, "python")[0] for page in WITH_PYTHON]
     federations = {begin + code.partition(begin)[2] for code in first if begin in code}
     assert len(federations) == 1

@@ -39,7 +39,10 @@ def against_round(panels: Sequence[Panel]) -> list[Picture]:
         " The black dashed line is the reference, the first arm of its setting; beside it no other"
         " arm has its band."
     ) * reference
-    clipped = " The axis holds all means after the first sixth of the rounds; bands may leave it."
+    clipped = (
+        " The axis shows all means after the first sixth of the rounds; an interval that is wider is"
+        " cut off at its edge."
+    )
     pictures = []
     for column, heading, label in (
         (ACCURACY, "Accuracy against round", "test accuracy (%)"),
