@@ -40,8 +40,8 @@ def against_round(panels: Sequence[Panel]) -> list[Picture]:
         " arm has its band."
     ) * reference
     clipped = (
-        " The axis shows all means after the first sixth of the rounds; an interval that is wider is"
-        " cut off at its edge."
+        " The axis shows all means after the first sixth of the rounds; an interval that is wider"
+        " is cut off at its edge."
     )
     pictures = []
     for column, heading, label in (
