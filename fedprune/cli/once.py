@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedprune import config as cfg
-from fedprune.cli import log, monitor, shell
+from fedprune.cli import log, monitor, screen, shell
 from fedprune.cli.experiments import Experiment, ExperimentError, where
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def run(job: Job) -> int:
     ) as e:
         return shell.refuse(e, 1)
     if said:
-        print(said)
+        screen.say(said)
     return 0
 
 

@@ -43,6 +43,7 @@ from fedprune.cli import (
     parse,
     places,
     program,
+    screen,
     shell,
     slurm,
     sweep_flags,
@@ -321,7 +322,7 @@ def _collect(sweep: Sweep, config: cfg.Config) -> int:
     """Collects, and names what is not finished; returns the exit status."""
     from fedprune.cli import collect
 
-    print(collect.collect(sweep, config))
+    screen.say(collect.collect(sweep, config))
     left, count = _unfinished(sweep), len(sweep.trials())
     if left:
         print(f"error: {len(left)} of {count} trials are not finished:", file=sys.stderr)
