@@ -10,7 +10,7 @@ TESTS ?=
 PYTEST = $(BIN)/python -m pytest -n 3 --dist=worksteal
 QUICKLY = XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS"
 
-.PHONY: run test test-quick test-tfds test-mlflow nightly docs lint clean
+.PHONY: run test test-quick test-tfds test-mlflow nightly notebooks docs lint clean
 
 run: $(STAMP)
 	$(BIN)/fedprune run ota_pruning:fast --workdir=$(WORKDIR)
@@ -39,6 +39,10 @@ $(VENV)-tfds/.installed $(VENV)-mlflow/.installed: $(VENV)-%/.installed: pyproje
 	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  -e '.[$*]' pytest hypothesis pytest-xdist
 	touch $@
+
+# The notebooks with new outputs, in place.
+notebooks: $(STAMP)
+	$(BIN)/python notebooks/execute.py
 
 # The documentation site, in build/site; a link or an anchor that leads nowhere is an error.
 docs: $(STAMP)
