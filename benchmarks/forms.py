@@ -24,14 +24,15 @@ from typing import NamedTuple
 
 from absl import app, flags
 
+BETTER = 1.05
+"""times as fast, from which on a row is worth its line"""
 MINUTES = flags.DEFINE_float("minutes", 3.0, "time for all of it", lower_bound=0.0)
 DTYPE = flags.DEFINE_string("dtype", "", "default: float32 on CPU, bfloat16 elsewhere")
 OUT = flags.DEFINE_string("out", "", "file for the JSON lines")
-BETTER = 1.05
 
 
 class Layer(NamedTuple):
-    """A convolution; padded as ``SAME`` is where the kernel is odd."""
+    """A convolution with an odd kernel, padded by half of it."""
 
     side: int
     channels: tuple[int, int]
@@ -39,6 +40,18 @@ class Layer(NamedTuple):
     stride: int = 1
     batch: int = 8
     """examples on CPU, where steps take a batch in parts; 64 elsewhere"""
+
+    @property
+    def window(self) -> tuple:
+        pad = (self.kernel - 1) // 2
+        return (self.side,) * 2, (self.kernel,) * 2, (self.stride,) * 2, ((pad, pad),) * 2
+
+    @property
+    def operands(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of an example's input, of the kernel and of an example's output."""
+        out = (self.side - 1) // self.stride + 1
+        c, d = self.channels
+        return (self.side, self.side, c), (self.kernel, self.kernel, c, d), (out, out, d)
 
 
 LAYERS = (
@@ -62,20 +75,12 @@ def calls(layer: Layer, kind: str, clients: int, batch: int, dtype: str) -> dict
     from fedprune import nn
     from fedprune.nn import lowering, table
 
-    pad, (c, d) = (layer.kernel - 1) // 2, layer.channels
-    pads = ((pad, pad),) * 2
-    window = ((layer.side,) * 2, (layer.kernel,) * 2, (layer.stride,) * 2, pads)
-    out = (layer.side + 2 * pad - layer.kernel) // layer.stride + 1
+    image, kernel, result = layer.operands
     x, w, y = (
         jax.random.normal(jax.random.key(i), (clients, *shape), dtype)
-        for i, shape in enumerate(
-            [
-                (batch, layer.side, layer.side, c),
-                (layer.kernel, layer.kernel, c, d),
-                (batch, out, out, d),
-            ]
-        )
+        for i, shape in enumerate(((batch, *image), kernel, (batch, *result)))
     )
+    pads = layer.window[-1]
 
     def one(form: str, x, w, y):
         conv = lambda x, w: nn.conv(x, w, layer.stride, pads, form)
@@ -89,7 +94,7 @@ def calls(layer: Layer, kind: str, clients: int, batch: int, dtype: str) -> dict
         compiled = jax.jit(jax.vmap(lambda x, w, y: one(form, x, w, y)))
         return lambda: jax.block_until_ready(compiled(x, w, y))
 
-    return {form: call(form) for form in table.FORMS if lowering.covers(form, kind, window)}
+    return {form: call(form) for form in table.FORMS if lowering.covers(form, kind, layer.window)}
 
 
 def measured(
@@ -139,17 +144,15 @@ def main(_) -> None:
         forms = calls(layer, kind, clients, batch, dtype)
         until = time.monotonic() + left / (len(todo) - i)
         times = measured(forms, until, time.process_time if cpu else time.perf_counter)
-        pads = (((layer.kernel - 1) // 2,) * 2,) * 2
-        window = ((layer.side,) * 2, (layer.kernel,) * 2, (layer.stride,) * 2, pads)
-        case = table.Case(kind, window, layer.channels, clients, dtype)
+        case = table.Case(kind, layer.window, layer.channels, clients, dtype)
         now, best = table.choose(case, name), min(times, key=lambda form: times[form])
         ms = {form: round(1e3 * t / clients, 3) for form, t in times.items()}
         rows.append({"kind": kind, **layer._asdict(), "batch": batch, "ms": ms, "table": now})
         print(json.dumps(rows[-1]), flush=True)
         if times[now] > BETTER * times[best]:
-            made = (layer.kernel, layer.stride, layer.side, layer.channels, clients > 1 and not cpu)
             start = table.processor() if cpu else device.device_kind
-            row = table.Row(start, dtype, kind, *made, best)
+            shape = (layer.kernel, layer.stride, layer.side, layer.channels)
+            row = table.Row(start, dtype, kind, *shape, not cpu, best)
             changes.append(f"{row!r},  # {times[now] / times[best]:.2f} x {now}")
     print("\n".join(changes) if changes else "the table has the fastest form of each")
     if OUT.value:

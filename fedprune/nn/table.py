@@ -57,19 +57,56 @@ class Case(NamedTuple):
 
 
 def _h200(kind: Kind, side: int, channels: int, form: str) -> Row:
-    """20 clients × 64 images, JAX 0.11.2."""
     return Row("NVIDIA H200", "bfloat16", kind, 3, 1, side, (channels, channels), True, form)
 
 
+def _xeon(
+    kind: Kind, side: int, channels: tuple[int, int], form: str, kernel: int = 3, stride: int = 1
+) -> Row:
+    device = "Intel(R) Xeon(R) Processor"
+    return Row(device, "float32", kind, kernel, stride, side, channels, False, form)
+
+
 ROWS: tuple[Row, ...] = (
-    _h200("out", 32, 64, "grouped"),
-    _h200("out", 16, 128, "grouped"),
-    _h200("out", 8, 256, "grouped"),
-    _h200("out", 4, 512, "patches"),
-    _h200("kernel", 32, 64, "sequential"),
-    _h200("kernel", 16, 128, "grouped"),
-    _h200("kernel", 8, 256, "places"),
-    _h200("kernel", 4, 512, "patches"),
+    # 20 clients of 64 images, JAX 0.11.2; tera multiply-adds and additions a second, of "grouped"
+    # and, where that is another one, of the form.
+    _h200("out", 32, 64, "grouped"),  # 205
+    _h200("out", 16, 128, "grouped"),  # 308
+    _h200("out", 8, 256, "grouped"),  # 380
+    _h200("out", 4, 512, "patches"),  # 131, 312
+    # The input's gradient without strides is the same computation with the kernel turned.
+    _h200("input", 32, 64, "grouped"),
+    _h200("input", 16, 128, "grouped"),
+    _h200("input", 8, 256, "grouped"),
+    _h200("input", 4, 512, "patches"),
+    _h200("kernel", 32, 64, "sequential"),  # 65, 104
+    _h200("kernel", 16, 128, "grouped"),  # 139
+    _h200("kernel", 8, 256, "places"),  # 144, 234
+    _h200("kernel", 4, 512, "patches"),  # 159, 311
+    # AVX-512 and AMX, 2 MB of second-level cache a core; parts of 8 to 16 images on one thread, JAX
+    # 0.10.2, ``python -m benchmarks.forms``; how many times as fast as what ``default`` says.
+    _xeon("out", 32, (64, 64), "winograd"),  # 1.13
+    _xeon("out", 28, (32, 64), "sequential"),
+    _xeon("out", 16, (128, 128), "winograd"),  # 1.37
+    _xeon("out", 8, (256, 256), "winograd"),  # 1.33
+    _xeon("out", 4, (512, 512), "places"),  # 1.24
+    _xeon("input", 32, (64, 64), "winograd"),  # 1.10
+    _xeon("input", 28, (32, 64), "sequential"),
+    _xeon("input", 16, (128, 128), "winograd"),  # 1.31
+    _xeon("input", 8, (256, 256), "winograd"),  # 1.25
+    _xeon("input", 4, (512, 512), "places"),
+    _xeon("kernel", 32, (64, 64), "sequential"),
+    _xeon("kernel", 28, (32, 64), "sequential"),
+    _xeon("kernel", 16, (128, 128), "sequential"),
+    _xeon("kernel", 8, (256, 256), "winograd"),  # 1.23
+    _xeon("kernel", 4, (512, 512), "winograd"),  # 1.22
+    _xeon("out", 32, (64, 128), "sequential", stride=2),
+    _xeon("out", 16, (128, 256), "patches", stride=2),  # 1.06
+    _xeon("out", 8, (256, 512), "places", stride=2),  # 1.15
+    _xeon("input", 32, (64, 128), "places", stride=2),  # 1.14
+    _xeon("input", 16, (128, 256), "places", stride=2),  # 1.19
+    _xeon("input", 8, (256, 512), "places", stride=2),
+    _xeon("input", 28, (32, 64), "subgrids", kernel=5, stride=2),  # 1.65
 )
 
 
