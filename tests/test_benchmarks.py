@@ -88,8 +88,9 @@ def test_slow_forms_leave_after_a_turn():
 
         return call
 
-    calls = {name: takes(name, seconds) for name, seconds in zip("abc", (1.0, 2.5, 1.5))}
-    assert forms.measured(calls, float("inf"), lambda: clock[0]) == {"a": 1.0, "b": 2.5, "c": 1.5}
+    seconds = {"a": 1.0, "b": 2.5, "c": 1.5}
+    calls = {name: takes(name, value) for name, value in seconds.items()}
+    assert forms.measured(calls, float("inf"), lambda: clock[0]) == seconds
     assert called == {"a": 51, "b": 2, "c": 51}
 
 
