@@ -8,36 +8,36 @@ WORKDIR ?= runs/ota_pruning_fast
 TESTS ?=
 
 PYTEST = $(BIN)/python -m pytest -n 3 --dist=worksteal
+QUICKLY = XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS"
 
-.PHONY: run test test-quick test-slow test-tfds nightly docs lint clean
+.PHONY: run test test-quick test-tfds test-mlflow nightly docs lint clean
 
 run: $(STAMP)
 	$(BIN)/fedprune run ota_pruning:fast --workdir=$(WORKDIR)
 
-# Most tests are compilation, which is three times as fast where XLA optimizes nothing. The slow ones
-# are compiled as users compile.
-test: test-quick test-slow
+# Most tests are compilation, which is three times as fast where XLA optimizes nothing. Those with the
+# mark "optimized" are compiled as users compile, and in `make nightly` all are.
+test: $(STAMP)
+	$(QUICKLY) $(PYTEST) -m "not optimized and not nightly" $(TESTS) || test $$? = 5
+	$(PYTEST) -m "optimized and not nightly" $(TESTS) || test $$? = 5
 
 test-quick: $(STAMP)
-	XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS" \
-	  $(PYTEST) -m "not slow and not nightly" $(TESTS) || test $$? = 5
-
-test-slow: $(STAMP)
-	$(PYTEST) -m slow $(TESTS) || test $$? = 5
+	$(QUICKLY) $(PYTEST) -m "not slow and not optimized and not nightly" $(TESTS) || test $$? = 5
 
 # Everything, compiled as users compile: about an hour on 2 cores.
-nightly: $(STAMP) test-tfds
+nightly: $(STAMP) test-tfds test-mlflow
 	$(PYTEST) $(TESTS)
 
 # The readers of TensorFlow Datasets' files, with that library in an environment of its own.
-test-tfds: $(VENV)-tfds/.installed
-	$(VENV)-tfds/bin/python -m pytest tests/test_tfds.py
+# And the writer of MLflow's runs, likewise.
+test-tfds test-mlflow: test-%: $(VENV)-%/.installed
+	$(VENV)-$*/bin/python -m pytest tests/test_$*.py
 
-$(VENV)-tfds/.installed: pyproject.toml constraints.txt
-	test -x $(VENV)-tfds/bin/python || $(PYTHON) -m venv $(VENV)-tfds
-	$(VENV)-tfds/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(VENV)-tfds/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  -e '.[tfds]' pytest hypothesis pytest-xdist
+$(VENV)-tfds/.installed $(VENV)-mlflow/.installed: $(VENV)-%/.installed: pyproject.toml constraints.txt
+	test -x $(VENV)-$*/bin/python || $(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -e '.[$*]' pytest hypothesis pytest-xdist
 	touch $@
 
 # The documentation site, in build/site; a link or an anchor that leads nowhere is an error.
@@ -57,4 +57,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-tfds build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-tfds $(VENV)-mlflow build dist .pytest_cache .mypy_cache .ruff_cache

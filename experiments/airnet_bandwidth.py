@@ -83,7 +83,7 @@ def report(config: AirNetBandwidth, rows: Sequence[Row], folder: Path) -> str:
              mean([airnet.best_digital(found, p, "csit") - found["plain", p, "rayleigh"]
                    for p in points])),
     ]  # fmt: skip
-    title = f"Dense net on a perfect link: {rp.interval(whole)} %"
+    title = f"Dense net on a perfect link: {rp.interval(whole, rp.PERCENT)} %"
     tables = airnet.comparison_tables(found, points, "channel uses", lambda p: p.uses)
     tables = {title: " ", **tables}
     airnet.comparison_figures(folder / "figures", found, points, "channel uses", lambda p: p.uses)

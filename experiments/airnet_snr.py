@@ -80,7 +80,7 @@ def report(config: airnet.Comparison, rows: Sequence[Row], folder: Path) -> str:
             Rule("csit", "VII-B", "fading, 5 dB: digital with CSIT above AirNet", 0.0,
                  best["csit"] - plain["rayleigh"]),
         ]  # fmt: skip
-    title = f"Dense net on a perfect link: {rp.interval(whole)} %"
+    title = f"Dense net on a perfect link: {rp.interval(whole, rp.PERCENT)} %"
     tables = airnet.comparison_tables(found, points, "SNR (dB)", lambda p: p.snr_db)
     tables = {title: " ", **tables}
     airnet.comparison_figures(folder / "figures", found, points, "SNR (dB)", lambda p: p.snr_db)

@@ -97,12 +97,13 @@ def report(config: Bearing, rows: Sequence[Row], folder: Path) -> str:
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     names = [arm.name for arm in arms(config)]
-    ylim = rp.accuracy_limits(rows, names)
-    for how, title in METHODS.items():
-        shown = {"unpruned": "unpruned"}
-        shown |= {name(how, r): f"{100 * r:g} % pruned" for r in config.ratios}
-        steps = _pruned_at(config, how)
-        rp.accuracy_figure(figures / how, rows, shown, title, ylim, steps)
+    panels = []
+    for ratio in config.ratios:
+        shown = {name(how, ratio): title.lower() for how, title in METHODS.items()}
+        steps = {name(how, ratio): _pruned_at(config, how) for how in METHODS}
+        arms_of = {"unpruned": "unpruned", **shown}
+        panels.append(rp.Panel(f"{100 * ratio:g} % pruned", arms_of, steps))
+    rp.accuracy_figure(figures / "accuracy", rows, panels)
     _partition_figure(config, figures / "partition")
     heading = (
         f"Test accuracy of the last {LAST} rounds in percent, {rp.over_seeds(config.run.seeds)}"
@@ -121,7 +122,7 @@ def accuracy_table(config: Bearing, rows: Sequence[Row]) -> str:
     for arm in (arm.name for arm in arms(config)):
         kept = rp.final(rows, arm, "kept").mean()
         loss = str(rp.interval(dense - _points(rows, arm))) if arm != "unpruned" else "–"
-        body.append([arm, str(rp.interval(_points(rows, arm))), loss, f"{kept:,.0f}"])
+        body.append([arm, str(rp.interval(_points(rows, arm), rp.PERCENT)), loss, f"{kept:,.0f}"])
     return rp.table(["arm", "accuracy", "loss, paired", "weights kept"], body)
 
 
@@ -137,7 +138,6 @@ def claims(config: Bearing, rows: Sequence[Row]) -> list[rp.Verdict]:
     if not {0.5, 0.9} <= set(config.ratios):
         return []
     rules = [
-        ("unpruned-learns", "–", "unpruned above 90 %", 90.0, _points(rows, "unpruned")),
         ("oneshot-90-loses", "P0 IV-A.1", "one-shot at 90 % loses more than 5 points", 5.0,
          loss("one-shot", 0.9)),
         ("iterative-50-par", "P0 IV-B.1", "iterative 50 % about unpruned (within 1 point)", -1.0,
@@ -147,7 +147,9 @@ def claims(config: Bearing, rows: Sequence[Row]) -> list[rp.Verdict]:
         ("gap-widens", "P0 IV-B", "gain of iterative over one-shot larger at 90 % than at 50 %",
          0.0, gain(0.9) - gain(0.5)),
     ]  # fmt: skip
-    return [
+    learns = rp.Rule("unpruned-learns", "–", "unpruned above 90 %", 90.0,
+                     _points(rows, "unpruned"), "%", rp.PERCENT)  # fmt: skip
+    return [rp.verdict(learns)] + [
         rp.verdict(rp.Rule(id, paper, text, above, difference))
         for id, paper, text, above, difference in rules
     ]

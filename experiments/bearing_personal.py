@@ -72,9 +72,8 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
         " accuracy (%) in the last round"
     )
     (folder / "figures").mkdir(exist_ok=True)
-    shown = dict(zip(names, names, strict=True))
-    ylim = rp.accuracy_limits(rows, names)
-    rp.accuracy_figure(folder / "figures" / "accuracy", rows, shown, "Bearings, by load", ylim)
+    shown = rp.beside(dict(zip(names, names, strict=True)))
+    rp.accuracy_figure(folder / "figures" / "accuracy", rows, shown, "Bearings, by load")
     return rp.write_run(
         folder, "bearing_personal", to_json(config), rows, names,
         {heading: client_table(rows, names, LAST)}, verdicts, "Does it help?",

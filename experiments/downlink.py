@@ -75,7 +75,7 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
     body = [
         [
             name,
-            str(rp.interval(accuracy[name])),
+            str(rp.interval(accuracy[name], rp.PERCENT)),
             f"{s['channel_uses']:.3g}",
             f"{s['side_information']:.0f}",
             f"{s['kept_weights']:.0f}",
@@ -94,9 +94,8 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
                 accuracy["pruned-4"] - accuracy["uncoded"]),
     ]  # fmt: skip
     (folder / "figures").mkdir(exist_ok=True)
-    ylim = rp.accuracy_limits(rows, list(CODES))
-    shown = {name: name for name in CODES}
-    rp.accuracy_figure(folder / "figures" / "downlink", rows, shown, "Downlinks at 0 dB", ylim)
+    shown = rp.beside({name: name for name in CODES})
+    rp.accuracy_figure(folder / "figures" / "downlink", rows, shown, "Downlinks at 0 dB")
     heading = f"Final accuracy and channel uses of the run, {rp.over_seeds(config.run.seeds)}"
     tables = {heading: rp.table(header, body)}
     return rp.write_run(

@@ -140,9 +140,9 @@ def report(config: HflAdaptive, rows: Sequence[Row], folder: Path) -> str:
     body = [
         [
             name,
-            str(rp.interval(accuracy(name))),
-            f"{rp.interval(rp.final(rows, name, 'test_loss')).mean:.3f}",
-            str(rp.interval(1e3 * mean(name, "seconds") / edge_rounds)),
+            str(rp.interval(accuracy(name), rp.PERCENT)),
+            f"{rp.interval(rp.final(rows, name, 'test_loss'), rp.NOT_NEGATIVE):.3f}",
+            str(rp.interval(1e3 * mean(name, "seconds") / edge_rounds, rp.NOT_NEGATIVE)),
             f"{100 * mean(name, 'ratio').mean():.1f}",
             f"{sent(name).mean():.1f}",
             f"{rp.arm_summary(rows, name)['channel_uses']:.3g}",
@@ -194,7 +194,6 @@ def report(config: HflAdaptive, rows: Sequence[Row], folder: Path) -> str:
 
 def _figures(config: HflAdaptive, rows: Sequence[Row], folder: Path, names: Sequence[str]) -> None:
     (folder / "figures").mkdir(exist_ok=True)
-    ylim = rp.accuracy_limits(rows, names)
     limits = {name: name for name in names if name.startswith("optimal")}
     schemes = {name: name for name in names if name == BEST or name not in limits}
     for name, title, shown in (
@@ -202,9 +201,9 @@ def _figures(config: HflAdaptive, rows: Sequence[Row], folder: Path, names: Sequ
         ("schemes", "Schemes", schemes),
     ):
         path = folder / "figures" / name
-        rp.accuracy_figure(path, rows, shown, title, ylim)
+        rp.accuracy_figure(path, rows, rp.beside(shown), title)
         losses = path.with_name(f"{name}_loss")
-        rp.accuracy_figure(losses, rows, shown, title, None, column="test_loss")
+        rp.accuracy_figure(losses, rows, rp.beside(shown), title, "test_loss")
     ratio_figure(folder / "figures" / "ratios", config)
     for column, label in (
         ("seconds", "simulated seconds"),
@@ -233,15 +232,9 @@ def ratio_figure(path: Path, config: HflAdaptive, rounds: int = 50) -> None:
 
     every = jax.vmap(jax.vmap(ratios, (None, None, 0)), (None, 0, None))
     seeds, ts = jnp.arange(config.run.seeds), jnp.arange(rounds)
-    with rp.styled():
-        figure, axes = rp.canvas(4.2, 3.5)
-        colours = rp.colour("viridis", np.linspace(0.05, 0.85, len(config.limits_ms)))
-        for ms, colour in zip(config.limits_ms, colours, strict=True):
-            found = 100 * np.asarray(jax.jit(every)(jnp.float32(ms / 1e3), seeds, ts)).mean(1)
-            mean, half = np.array([rp.interval(v) for v in found.T]).T
-            axes.errorbar(distance, mean, half, marker="o", ms=3, capsize=2, color=colour,
-                          label=f"{ms:g} ms")  # fmt: skip
-        axes.set(xlabel="distance of the device (m)", ylabel="pruning ratio (%)", ylim=(0, 100))
-        axes.grid(alpha=0.25, lw=0.6)
-        figure.legend(frameon=False, loc="outside lower center", ncols=4, fontsize=8)
-        rp.save(figure, path)
+    lines = {}
+    for ms in config.limits_ms:
+        found = 100 * np.asarray(jax.jit(every)(jnp.float32(ms / 1e3), seeds, ts)).mean(1)
+        lines[f"{ms:g} ms"] = list(found.T)
+    xlabel, ylabel = "distance of the device (m)", "pruning ratio (%)"
+    rp.line_figure(path, distance.tolist(), lines, xlabel, ylabel, rp.PERCENT)

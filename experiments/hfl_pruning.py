@@ -80,11 +80,13 @@ def _name(ratio: float) -> str:
 def report(config: HflPruning, rows: Sequence[Row], folder: Path) -> str:
     """Writes summary, table and figures; returns the text to print."""
     names = [arm.name for arm in arms(config)]
-    losses = {name: rp.interval(rp.final(rows, name, "test_loss")) for name in names}
+    losses = {
+        name: rp.interval(rp.final(rows, name, "test_loss"), rp.NOT_NEGATIVE) for name in names
+    }
     body = [
         [
             name,
-            str(rp.interval(100 * rp.final(rows, name, "test_accuracy"))),
+            str(rp.interval(100 * rp.final(rows, name, "test_accuracy"), rp.PERCENT)),
             f"{losses[name]:.3f}",
         ]
         for name in names
@@ -107,18 +109,18 @@ def report(config: HflPruning, rows: Sequence[Row], folder: Path) -> str:
     if config.data.name == "fashion_mnist":
         reached = 100 * rp.final(rows, _name(0.0), "test_accuracy")
         text = "the unpruned network reaches 85 %"
-        verdicts.append(rp.verdict(rp.Rule("reaches-85", "our setting", text, 85.0, reached, "%")))
+        rule = rp.Rule("reaches-85", "our setting", text, 85.0, reached, "%", rp.PERCENT)
+        verdicts.append(rp.verdict(rule))
     (folder / "figures").mkdir(exist_ok=True)
     fixed = [name for name in names if "literal" not in name]
-    ylim = rp.accuracy_limits(rows, fixed)
-    shown = {name: f"{name} pruned" for name in fixed}
-    for name, column, limits in (("accuracy", "test_accuracy", ylim), ("loss", "test_loss", None)):
+    shown = rp.beside({name: f"{name} pruned" for name in fixed})
+    for name in ("accuracy", "loss"):
         path = folder / "figures" / name
-        rp.accuracy_figure(path, rows, shown, "HFL, fixed ratios", limits, column=column)
+        rp.accuracy_figure(path, rows, shown, "HFL, fixed ratios", f"test_{name}")
     final = {config.data.name: [100 * rp.final(rows, name, "test_accuracy") for name in fixed]}
     ratios = [0.0, *(100 * ratio for ratio in config.ratios)]
     ylabel = "final test accuracy (%)"
-    rp.line_figure(folder / "figures" / "ratios", ratios, final, "pruned (%)", ylabel)
+    rp.line_figure(folder / "figures" / "ratios", ratios, final, "pruned (%)", ylabel, rp.PERCENT)
     return rp.write_run(
         folder, "hfl_pruning", to_json(config), rows, names, {heading: table}, verdicts,
         "Claims of P2",

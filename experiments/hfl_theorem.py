@@ -19,6 +19,7 @@ the 95 % interval over seeds, at a Gamma* of 1 where 0 is measured, which makes 
 masks (2) keep ||w - w m||^2 <= rho ||w||^2.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -183,8 +184,8 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
 
     def line(name: str, values: Sequence[float]) -> list[str]:
         inside = rp.interval(values)
-        mean = f"{inside.mean:.3g}"
-        return [name, mean if len(values) < 2 else f"{mean} ± {inside.half:.2g}"]
+        mean, half = f"{inside.mean:.3g}", inside.high - inside.mean
+        return [name, mean if math.isnan(half) else f"{mean} ± {half:.2g}"]
 
     constants = [
         line("L", [float(m.constants.smoothness) for m in found]),
@@ -209,7 +210,9 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
     share = np.array([float(m.constants.pruning) ** 2 / m.square for m in found])
     rule = rp.Rule("assumption", "P2 (18)", "||w - w m||^2 <= rho ||w||^2 for masks (2)", 0.0,
                    1 - share)  # fmt: skip
-    verdicts.append(rp.verdict(rule, f"D^2 is {rp.interval(share):.2f} of ||w||^2"))
+    verdicts.append(
+        rp.verdict(rule, f"D^2 is {rp.interval(share, rp.NOT_NEGATIVE):.2f} of ||w||^2")
+    )
     tables = {
         f"Measured, {rp.over_seeds(config.run.seeds)}": rp.table(["constant", "value"], constants),
         "The bound": rp.table(["form", "Gamma*", "bound", "slope in R"], forms),

@@ -28,6 +28,7 @@ the seeds' means; a claim held, or did not, if its 95 % interval lies above, or 
 P2's Fig. 6 (``processors``, two claims and a figure) was added later, its rules before its numbers.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def latency_table(found: dict[str, Rounds]) -> str:
         preset = PRESETS[name]
         for scheme in SCHEMES:
             took = rounds.milliseconds[scheme]
-            over_seeds = rp.interval(took.mean(1))
+            over_seeds = rp.interval(took.mean(1), rp.NOT_NEGATIVE)
             mean, spread = preset.paper.get(scheme, (float("nan"), 0.0))
             stated = f"{mean:g}" + (f" ± {spread:g}" if spread else "")
             body.append([
@@ -118,8 +119,8 @@ def allocation_table(found: dict[str, Rounds]) -> str:
             f"{100 * rounds.feasible.mean():.0f}",
             f"{1e3 * rounds.least.mean():.2f}",
             f"{100 * rounds.exact.mean():.1f}",
-            str(rp.interval(worse_gets_more(rounds))),
-            str(rp.interval(worse_gets_more(rounds, inside=True))),
+            str(rp.interval(worse_gets_more(rounds), rp.PERCENT)),
+            str(rp.interval(worse_gets_more(rounds, inside=True), rp.PERCENT)),
             f"{100 * rounds.energy.mean():.0f}",
             f"{100 * rounds.weights.mean():.0f}",
         ])  # fmt: skip
@@ -191,8 +192,9 @@ def claims(found: dict[str, Rounds]) -> list[rp.Verdict]:
         text = f"{PRESETS[name].title}: of two devices the worse channel has more band (95 %)"
         paper = "P4 remark 3" if PRESETS[name].title.startswith("P4") else "P2 remark 2"
         rules.append((f"worse-{name}", paper, text, 95.0, worse_gets_more(rounds), "% of pairs"))
+    within = {"%": (-math.inf, 100.0), "% of pairs": rp.PERCENT}
     return [
-        rp.verdict(rp.Rule(id, paper, text, above, values, unit))
+        rp.verdict(rp.Rule(id, paper, text, above, values, unit, within[unit]))
         for id, paper, text, above, values, unit in rules
     ]
 
@@ -244,6 +246,7 @@ def capability(seeds: int, rounds: int) -> list[rp.Verdict]:
                 95.0,
                 values,
                 "% of pairs",
+                rp.PERCENT,
             )
         )
         for name, values in found.items()
@@ -269,9 +272,13 @@ def capability_figure(path: Path) -> None:
             share, ratio = jax.jit(jax.vmap(lambda f, t=ms / 1e3: solve(f, t)))(every)
             axes[0].plot(frequency / 1e9, share, color=colour, label=f"{ms} ms")
             axes[1].plot(frequency / 1e9, 100 * ratio, color=colour)
-        axes[0].set(xlabel="its processor (GHz), 3 of the others", ylabel="share of the band")
-        axes[1].set(xlabel="its processor (GHz), 3 of the others", ylabel="pruning ratio (%)")
-        axes[0].legend(frameon=False, fontsize=8, title="T_th")
+        axes[0].set(
+            xlabel="processor of one device (GHz); the others: 3", ylabel="share of the band"
+        )
+        axes[1].set(
+            xlabel="processor of one device (GHz); the others: 3", ylabel="pruning ratio (%)"
+        )
+        rp.legend_above(axes[0], 4, "latency threshold")
         for each in axes:
             each.grid(alpha=0.25, lw=0.6)
         rp.save(drawing, path)
@@ -288,7 +295,7 @@ def figure(path: Path, found: dict[str, Rounds]) -> None:
             right.plot(np.linspace(0, 1, devices), share, "o-", ms=3, label=PRESETS[name].title)
         right.axhline(1, color="0.6", lw=0.8)
         right.set(xlabel="device, nearest (0) to farthest (1)", ylabel="share of the band × N")
-        right.legend(frameon=False, fontsize=8)
+        rp.legend_above(right, 3)
         for axes in (left, right):
             axes.grid(alpha=0.25, lw=0.6)
         rp.save(drawing, path)
@@ -319,6 +326,6 @@ def _against_rate(axes) -> None:
         for where, style, width in parts:
             axes.plot(efficiency, np.where(where, share, np.nan), style, color=colour, lw=width)
         axes.plot([], [], color=colour, label=f"{quotient:g}")
-    axes.legend(frameon=False, fontsize=8, title="V4/V3")
+    rp.legend_above(axes, 5, "V4/V3")
     axes.set(xscale="log", xlabel="rate of one of five devices (bit/s/Hz)", ylabel="its share")
     axes.set_ylim(bottom=0)

@@ -125,7 +125,7 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
         body.append(
             [
                 name,
-                str(rp.interval(100 * rp.final(rows, name, "test_accuracy"))),
+                str(rp.interval(100 * rp.final(rows, name, "test_accuracy"), rp.PERCENT)),
                 f"{s['channel_uses']:.3g}",
                 f"{s['side_information']:.3g}",
                 f"{s['seconds']:.3g}",
@@ -148,10 +148,10 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
         if "exact" not in name
     }
     ylabel = "final test accuracy (%)"
-    rp.tradeoff_figure(folder / "figures" / "masks", points, "channel uses of the run", ylabel)
-    tables = {
-        "Final accuracy and what the whole run used, means over seeds": rp.table(header, body)
-    }
+    path, xlabel = folder / "figures" / "masks", "channel uses of the run"
+    rp.tradeoff_figure(path, points, xlabel, ylabel, rp.PERCENT)
+    seeds = rp.over_seeds(config.run.seeds)
+    tables = {f"Final accuracy and what the whole run used, {seeds}": rp.table(header, body)}
     return rp.write_run(
         folder, "ota_masks", to_json(config), rows, names, tables, verdicts, "Claims"
     )

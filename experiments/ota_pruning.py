@@ -232,7 +232,7 @@ def _table(config: OtaPruning, rows: Sequence[Row]) -> str:
         condition = Condition(who, how, ratio)
         if how != "unpruned" and condition not in conditions(config):
             return ["", ""]
-        ours = str(rp.interval(accuracy(rows, condition)))
+        ours = str(rp.interval(accuracy(rows, condition), rp.PERCENT))
         return [stated(condition), ours]
 
     body = []
@@ -248,44 +248,51 @@ def _table(config: OtaPruning, rows: Sequence[Row]) -> str:
 
 def _snr_table(config: OtaPruning, rows: Sequence[Row]) -> str:
     """Accuracy against the SNR."""
+
+    def cell(condition: Condition) -> str:
+        return str(rp.interval(accuracy(rows, condition), rp.PERCENT))
+
     shown = [c for c in conditions(config) if c.snr_db == config.snrs_db[0]]
-    body = [
-        [f"{snr:g}", *(str(rp.interval(accuracy(rows, c._replace(snr_db=snr)))) for c in shown)]
-        for snr in config.snrs_db
-    ]
+    body = [[f"{snr:g}", *(cell(c._replace(snr_db=snr)) for c in shown)] for snr in config.snrs_db]
     return rp.table(["SNR (dB)", *(c._replace(snr_db=None).name() for c in shown)], body)
 
 
 def _convergence(config: OtaPruning, rows: Sequence[Row]) -> str:
     """Which arms still move at the end."""
     moves = {c.name(): rp.late_change(rows, c.name()) for c in conditions(config)}
-    moving = {name: 100 * move for name, move in moves.items() if abs(100 * move) >= 0.5}
+    told = {name: 100 * move for name, move in moves.items() if move is not None}
+    if not told:
+        return "There are too few tests to say which arms have converged."
+    moving = {name: move for name, move in told.items() if abs(move) >= 0.5}
     text = "Converged (last tenth of the rounds within 0.5 points of the tenth before): "
-    text += f"{len(moves) - len(moving)} of {len(moves)} arms"
+    text += f"{len(told) - len(moving)} of {len(told)} arms"
     if moving:
         text += "; not: " + ", ".join(f"{name} ({move:+.1f})" for name, move in moving.items())
     return text
 
 
 def _figures(config: OtaPruning, rows: Sequence[Row], folder: Path) -> None:
-    """Accuracy against the round, one figure per participation and method, as P0's Figs. 3-6."""
-    ylim = rp.accuracy_limits(rows, [arm.name for arm in arms(config)])
+    """Accuracy against the round (P0's Figs. 3-6), a panel for each participation and ratio.
+
+    The unpruned network of the same participation is the reference of a panel.
+    """
+    panels = []
     for who in config.participation:
-        for how in config.methods:
-            shown = {Condition(who, "unpruned", 0.0).name(): "unpruned"}
-            shown |= {
-                c.name(): f"{100 * c.ratio:g} % pruned"
-                for c in conditions(config)
-                if (c.who, c.how) == (who, how)
-            }
-            title = f"{METHODS[how]}, {PARTICIPATION[who]}"
-            steps = _pruned_at(config, how)
-            rp.accuracy_figure(folder / f"{how}_{who}", rows, shown, title, ylim, steps)
+        dense = Condition(who, "unpruned", 0.0).name()
+        for ratio in dict.fromkeys((*config.ratios, *config.client_ratios)):
+            pruned = [c for c in conditions(config) if (c.who, c.ratio) == (who, ratio)]
+            arms = {c.name(): METHODS[c.how].lower() for c in pruned}
+            steps = {c.name(): _pruned_at(config, c.how) for c in pruned}
+            if pruned:
+                title = f"{100 * ratio:g} % pruned, {PARTICIPATION[who]}"
+                panels.append(rp.Panel(title, {dense: "unpruned", **arms}, steps))
+    rp.accuracy_figure(folder / "accuracy", rows, panels)
 
 
 def _snr_figure(config: OtaPruning, rows: Sequence[Row], folder: Path) -> None:
     lines: dict[str, list[np.ndarray]] = {}
+    ylabel = "final test accuracy (%)"
     for c in conditions(config):
         label = "unpruned" if c.how == "unpruned" else f"{METHODS[c.how]}, {100 * c.ratio:g} %"
         lines.setdefault(label, []).append(accuracy(rows, c))
-    rp.line_figure(folder / "snr", config.snrs_db, lines, "SNR (dB)", "final test accuracy (%)")
+    rp.line_figure(folder / "snr", config.snrs_db, lines, "SNR (dB)", ylabel, rp.PERCENT)

@@ -73,7 +73,7 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
     body = [
         [
             *name.split("/"),
-            str(rp.interval(100 * rp.final(rows, name, "test_accuracy"))),
+            str(rp.interval(100 * rp.final(rows, name, "test_accuracy"), rp.PERCENT)),
             f"{s['channel_uses']:.3g}",
             f"{digital[name.split('/')[1]] / s['channel_uses']:.1f}",
             f"{s['seconds']:.3g}",
@@ -98,7 +98,7 @@ def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
         folder / "figures" / "uplinks", rows, shown, "channel_uses", "channel uses so far"
     )
     heading = (
-        "Final accuracy and what the whole run used, means over seeds\n"
+        f"Final accuracy and what the whole run used, {rp.over_seeds(config.run.seeds)}\n"
         "(of digital: channel uses of the digital uplink over those of this one)"
     )
     tables = {heading: table}

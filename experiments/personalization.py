@@ -184,8 +184,8 @@ def cost_table(rows: Sequence[Row], names: Sequence[str]) -> str:
         if summary["seconds"] > 0:
             body.append([
                 name,
-                str(rp.interval(1e3 * _mean(rows, name, "seconds"))),
-                str(rp.interval(100 * _mean(rows, name, "ratio"))),
+                str(rp.interval(1e3 * _mean(rows, name, "seconds"), rp.NOT_NEGATIVE)),
+                str(rp.interval(100 * _mean(rows, name, "ratio"), rp.PERCENT)),
                 f"{summary['channel_uses']:.3g}",
                 f"{summary['energy']:.3g}",
             ])  # fmt: skip
@@ -198,8 +198,12 @@ def width_table(config: Config) -> str:
     for weights in (TABLE_WEIGHTS, 402_688):
         work = resources.personalized(latency.CONV, weights, 10.0, 10.0, 20.0, 32.0, 1.0)
         found = latency.simulate(preset._replace(work=work), config.run.seeds, 200)
-        took = [str(rp.interval(found.milliseconds[scheme].mean(1))) for scheme in latency.SCHEMES]
-        body.append([f"{weights:,}", *took, str(rp.interval(100 * found.ratio.mean((1, 2))))])
+        took = [
+            str(rp.interval(found.milliseconds[scheme].mean(1), rp.NOT_NEGATIVE))
+            for scheme in latency.SCHEMES
+        ]
+        ratio = rp.interval(100 * found.ratio.mean((1, 2)), rp.PERCENT)
+        body.append([f"{weights:,}", *took, str(ratio)])
     body.append(["Table I", "25", "38", "38", "55", "–"])
     return rp.table(["global weights", *latency.SCHEMES.values(), "mean ratio (%)"], body)
 
@@ -275,14 +279,14 @@ def report(config: Personalization, rows: Sequence[Row], folder: Path) -> str:
         ("limits", "Latency thresholds (Fig. 6)", [dense, *limits]),
     ):
         present = {arm: arm for arm in shown if arm in names}
-        ylim = rp.accuracy_limits(rows, list(present))
-        rp.accuracy_figure(folder / "figures" / name, rows, present, title, ylim)
+        rp.accuracy_figure(folder / "figures" / name, rows, rp.beside(present), title)
     for file, x, shown, label in (
         ("loss_fixed", [100 * ratio for ratio in config.ratios], fixed, "pruned (%)"),
         ("loss_limits", config.limits_ms, limits, "latency threshold (ms)"),
     ):
         losses = {"test loss": [rp.final(rows, arm, "test_loss") for arm in shown]}
-        rp.line_figure(folder / "figures" / file, x, losses, label, "test loss (nats)")
+        path, ylabel = folder / "figures" / file, "test loss (nats)"
+        rp.line_figure(path, x, losses, label, ylabel, rp.NOT_NEGATIVE)
     return rp.write_run(
         folder, "personalization", to_json(config), rows, names, tables, claims(rows, names),
         "Claims",

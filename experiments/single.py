@@ -23,6 +23,15 @@ from fedprune.runs import Row
 
 VARIANTS = ("fast", "tiny")
 ARM = "run"
+SUMS = {
+    "kept_weights": "weights kept",
+    "channel_uses": "channel uses of the run",
+    "side_information": "side information",
+    "seconds": "simulated seconds",
+    "energy": "joules",
+    "excluded_updates": "updates left out, all seeds",
+}
+"""numbers of ``arm_summary`` -> what they are called"""
 
 
 def get_config(variant: str = "fast") -> Config:
@@ -47,9 +56,15 @@ def arms(config: Config) -> list[Arm]:
 def report(config: Config, rows: Sequence[Row], folder: Path) -> str:
     """Writes summary, table and figure; returns the text to print."""
     (folder / "figures").mkdir(exist_ok=True)
-    rp.accuracy_figure(folder / "figures" / "accuracy", rows, {ARM: "accuracy"}, "", None)
+    rp.accuracy_figure(folder / "figures" / "accuracy", rows, rp.beside({ARM: "accuracy"}))
     found = rp.arm_summary(rows, ARM)
-    del found["name"]
-    body = [[name.replace("_", " "), f"{value:g}"] for name, value in found.items()]
-    tables = {"The whole run, means over seeds": rp.table(["what", "value"], body)}
+    accuracy = rp.interval(100 * rp.final(rows, ARM, "test_accuracy"), rp.PERCENT)
+    loss = rp.interval(rp.final(rows, ARM, "test_loss"), rp.NOT_NEGATIVE)
+    body = [
+        ["final test accuracy (%)", str(accuracy)],
+        ["final test loss (nats)", f"{loss:.3f}"],
+        *([text, f"{found[name]:,g}"] for name, text in SUMS.items()),
+    ]
+    heading = f"The whole run of {found['rounds']} rounds, {rp.over_seeds(found['seeds'])}"
+    tables = {heading: rp.table(["what", "value"], body)}
     return rp.write_run(folder, "single", to_json(config), rows, [ARM], tables, [], "")

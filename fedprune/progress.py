@@ -1,9 +1,9 @@
 """How far rounds are, on standard error.
 
 On a terminal there is one live bar, of the program that runs; that of a program that has ended
-stays above it as a line. Whatever else is printed meanwhile (log records, warnings, ``print``) goes above
-the bar and never into it. In a file or a pipe there are lines instead: when a program starts and
-ends, after its first rounds, and in between at most one every ``EVERY`` seconds.
+stays above it as a line. Whatever else Python prints meanwhile (log records, warnings, ``print``)
+goes above the bar and never into it. In a file or a pipe there are lines instead: when a program
+starts and ends, after its first rounds, and in between at most one every ``EVERY`` seconds.
 
 The remaining time is that of all programs. What is left of a program that runs takes the seconds of
 its own rounds so far; a program that has not begun takes those of the others' rounds, in proportion
@@ -38,7 +38,7 @@ def show(parts: Sequence[Part], enabled: bool = True) -> Iterator[Progress]:
     """Shows parts, one after another: ``start`` each, then ``advance`` to the rounds it has done.
 
         with progress.show([progress.Part("simulation", 100)]) as shown:
-            shown.start(0)
+            shown.start()
             for done in range(10, 101, 10):
                 ...
                 shown.advance(done, accuracy)
@@ -72,11 +72,14 @@ class Progress:
         self._at, self._said = -1, 0.0
         self._bar: Any = None
 
-    def start(self, index: int, done: int = 0) -> None:
-        """A part begins, or goes on after so many rounds; first it is compiled."""
+    def start(self, done: int = 0) -> None:
+        """The next part begins, or goes on after so many rounds; first it is compiled. Of one whose
+        rounds are all done nothing is shown."""
         self.close()
-        self._at = index
-        self._estimate.start(index, done)
+        self._at += 1
+        self._estimate.start(done)
+        if done == self._parts[self._at].rounds:
+            return
         if self._live:
             self._bar = self._new_bar(done)
         elif self._stream:
@@ -84,16 +87,18 @@ class Progress:
 
     def advance(self, done: int, accuracy: float | None = None) -> None:
         """The part has so many rounds behind it, and its models this accuracy on average."""
-        first = self._estimate.advance(done)
+        first, rounds = self._estimate.advance(done), self._parts[self._at].rounds
         left = self._estimate.left()
         if self._bar is not None:
-            notes = [f"accuracy {accuracy:.3f}"] if accuracy is not None else []
-            notes += [f"{duration(left)} left"] if left is not None and left > 0 else []
+            notes = [] if accuracy is None else [f"accuracy {accuracy:.3f}"]
+            if done == rounds:
+                notes.insert(0, f"took {duration(self._estimate.taken())}")
+            elif left is not None:
+                notes.insert(0, f"{duration(left)} left")
             self._bar.set_description_str(self._title(), refresh=False)
             self._bar.set_postfix_str(", ".join(notes), refresh=False)
             self._bar.update(done - self._bar.n)
             return
-        rounds = self._parts[self._at].rounds
         due = first or done == rounds or self._clock() - self._said >= EVERY
         if self._stream and due:
             text = f"{self._title()}: round {done} of {rounds}"
@@ -164,10 +169,10 @@ class Estimate:
         self._measured: dict[int, _Measured] = {}
         self._at, self._began = -1, 0.0
 
-    def start(self, index: int, done: int) -> None:
+    def start(self, done: int) -> None:
         """As of ``Progress``."""
-        self._at, self._began = index, self._clock()
-        self._measured[index] = _Measured(done)
+        self._at, self._began = self._at + 1, self._clock()
+        self._measured[self._at] = _Measured(done)
 
     def advance(self, done: int) -> bool:
         """As of ``Progress``; whether these were the part's first rounds."""
@@ -180,6 +185,11 @@ class Estimate:
             later=new - m.first, later_seconds=seconds - m.first_seconds
         )
         return False
+
+    def taken(self) -> float:
+        """Seconds of the part that runs, from its start to its last ``advance``."""
+        m = self._measured[self._at]
+        return m.first_seconds + m.later_seconds
 
     def left(self) -> float | None:
         """Seconds until the last part ends; None while nothing tells."""

@@ -108,7 +108,7 @@ def test_the_papers_recipe_from_end_to_end(tmp_path):
     }  # fmt: skip
     config = cfg.override(airnet_snr.get_config("paper"), small)
     text = airnet_snr.report(config, [], tmp_path)
-    assert "open (one seed)" in text
+    assert "open (1 seed)" in text
     assert "nan" not in text
     kept = {p.stem for p in (tmp_path / "nets").iterdir()}
     marked = {"pruned", "expanded", "pairs"}

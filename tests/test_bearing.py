@@ -250,7 +250,7 @@ def test_experiment_on_a_tiny_set(tmp_path, caplog):
     kept = {r["round"]: r["kept"] for r in rows if r["arm"] == "one-shot-90" and r["seed"] == 0}
     assert kept[4] == last["unpruned"]["kept"]  # pruned at the start of round 4, seen in row 5
     assert kept[5] == last["iterative-90"]["kept"]
-    for name in ("one-shot", "iterative", "partition"):
+    for name in ("accuracy", "partition"):
         for suffix in ("png", "svg"):
             assert (tmp_path / "run" / "figures" / f"{name}.{suffix}").stat().st_size > 1000
     assert "iterative above one-shot at 90 %" in text

@@ -29,8 +29,8 @@ def run(model, layout, rounds=ROUNDS, **kwargs):
     ("model", "chunk"),
     [
         pytest.param(mlp(), 1, id="mlp"),
-        pytest.param(mlp(), 2, id="mlp-chunks", marks=pytest.mark.slow),
-        pytest.param(cnn(), 1, id="cnn", marks=pytest.mark.slow),
+        pytest.param(mlp(), 2, id="mlp-chunks", marks=pytest.mark.optimized),
+        pytest.param(cnn(), 1, id="cnn", marks=pytest.mark.optimized),
     ],
 )
 def test_strict_is_bitwise_on_any_number_of_devices(model, chunk):
@@ -44,7 +44,9 @@ def test_strict_is_bitwise_on_any_number_of_devices(model, chunk):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [mlp(), cnn()], ids=["mlp", "cnn"])
+@pytest.mark.parametrize(
+    "model", [mlp(), pytest.param(cnn(), marks=pytest.mark.nightly)], ids=["mlp", "cnn"]
+)
 def test_fast_agrees_on_the_first_round(model):
     initial = model.init(fp.rng.stream(jax.random.key(5), "init"))
 

@@ -6,7 +6,6 @@ import re
 import shlex
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import jax
@@ -26,6 +25,10 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.S | re.M)
 
 
+PRINTING = re.compile(
+    r"^```python\n(.*?)^```\n(?:\nIt prints:\n\n```text\n(.*?)^```\n)?", re.S | re.M
+)
+"""A Python block, and what the page says that it prints"""
 EXAMPLES = blocks(ROOT / "README.md", "python")
 PAGES = sorted(page for page in HOWTO.glob("*.md") if page.name != "README.md")
 WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
@@ -44,7 +47,7 @@ spec.loader.exec_module(pages)
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: code.splitlines()[0])
 def test_readme_example(code, tmp_path):
-    """In a fresh interpreter and an empty folder, as a reader would, after the run that it reads."""
+    """In a fresh interpreter and an empty folder, after the run that it reads."""
     commands = [["-W", "error::FutureWarning", "-c", code]]
     if "runs/single_tiny" in code:
         commands.insert(0, ["-m", "fedprune", "run", "single:tiny"])
@@ -71,16 +74,27 @@ def quickly_compiled():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.stem)
-def test_howto(page, monkeypatch, tmp_path, quickly_compiled):
-    """The frame of the how-to pages and one of them, on one device and with JAX's own defaults."""
+def test_howto(page, monkeypatch, tmp_path, capsys, quickly_compiled):
+    """Its blocks alone, as in a fresh interpreter in an empty folder, on one device and with JAX's
+    own defaults. What stands under "It prints:" is what the block before it prints."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    names: dict = {"__name__": page.stem}
-    code = "".join(code for file in (HOWTO / "README.md", page) for code in blocks(file, "python"))
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"__name__": "__main__"}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        exec(compile(code, page.name, "exec"), names)
+        for code, promised in PRINTING.findall(page.read_text()):
+            exec(compile(code, page.name, "exec"), names)
+            printed = capsys.readouterr().out
+            assert printed == (promised or printed)
+
+
+def test_howto_pages_begin_alike():
+    """Who has read one page knows the federation of the others."""
+    rooms = "data, link, local, mesh, models, prune, rounds, run, server"
+    begin = f"from fedprune import {rooms}\n\nK = 10"
+    first = [blocks(page, "python")[0] for page in WITH_PYTHON]
+    federations = {begin + code.partition(begin)[2] for code in first if begin in code}
+    assert len(federations) == 1
 
 
 @pytest.mark.parametrize("line", sorted(set(LAUNCHES)))

@@ -79,7 +79,9 @@ def test_ideal_uplink_equals_a_numpy_loop(momentum):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [mlp(), cnn()], ids=["mlp", "cnn"])
+@pytest.mark.parametrize(
+    "model", [mlp(), pytest.param(cnn(), marks=pytest.mark.nightly)], ids=["mlp", "cnn"]
+)
 def test_chunk_sizes_agree(model):
     """Chunks of 1, 3 and all clients; what a chunk lacks to be full is padding."""
     clients = federation(13)

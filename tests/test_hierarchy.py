@@ -125,7 +125,7 @@ def pruned(uplink, least=0.1):
     }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.optimized
 def test_bitwise_on_any_number_of_devices_with_allocation():
     """Five edges of five devices, pruning as allocated, means over holders, three cloud rounds."""
     tiers = edges(5, 5, 5, 5, 5)

@@ -212,7 +212,7 @@ def own_round(layout, division, clients=13):
 MODEL = mlp()
 
 
-@pytest.mark.slow
+@pytest.mark.optimized
 @pytest.mark.parametrize("division", ["all", "holders"])
 def test_round_with_own_masks_on_any_devices(division):
     clients = federation(13)

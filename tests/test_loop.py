@@ -9,9 +9,7 @@ import logging
 import os
 import resource
 import shutil
-import struct
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +17,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
 from experiments import ota_pruning
 from fedprune import build, run
@@ -376,7 +373,7 @@ full = pytest.mark.filterwarnings(  # Orbax does not wait for its other writes w
 @full
 @pytest.mark.parametrize("size", [4, 8, 12, 16, 20, 48, 80, 112])
 def test_a_full_disk_is_an_error_and_costs_nothing_else(unbroken, disk, size):
-    """Too small for the configuration, the record, TensorBoard, the metrics, the checkpoints."""
+    """Too small for the configuration, the record, the metrics, the checkpoints."""
     folder, resize = disk
     resize(f"{size}k")
     with pytest.raises((OSError, CheckpointError), match=r"No space left|RESOURCE_EXHAUSTED") as e:
@@ -419,23 +416,6 @@ def test_a_file_that_cannot_grow_is_named(unbroken, tmp_path, limit, file):
     assert start(folder) == (unbroken / "metrics.jsonl").read_text()
 
 
-def test_tensorboard_is_written_when_the_call_returns(tmp_path):
-    """What does not fit is an error of that call, and no thread is left that could wait for it."""
-    row = {"program": "p", "arm": "a", "seed": 0, "round": 1, **{f"n{i}": i for i in range(20)}}
-    threads = threading.active_count()
-    with files_up_to(400), pytest.raises(OSError, match="tensorboard/a/seed0/events"):
-        loop.MetricsFile(tmp_path).write([row])
-    loop.MetricsFile(tmp_path).write([row])
-    whole = max(tmp_path.rglob("events*"), key=lambda file: file.stat().st_mtime_ns).read_bytes()
-    tags = []
-    while whole:  # length, its sum, event, its sum
-        (size,) = struct.unpack("<Q", whole[:8])
-        event, whole = Event.FromString(whole[12 : 12 + size]), whole[16 + size :]
-        tags += [(v.tag, v.simple_value, event.step) for v in event.summary.value]
-    assert tags == [(f"n{i}", i, 1) for i in range(20)]
-    assert threading.active_count() == threads
-
-
 def test_other_arithmetic_is_refused(tmp_path):
     """By name; where an older version recorded none, the run goes on."""
     run = tmp_path / "run"
@@ -464,20 +444,6 @@ def test_a_file_system_without_locks_is_warned_of(error, tmp_path, monkeypatch, 
         return
     RunDirectory(tmp_path / "run", {}).close()
     assert "its file system has no locks" in caplog.text
-
-
-def test_rows_with_mappings(tmp_path):
-    """Numbers that are not finite become null, and TensorBoard has one scalar for each number."""
-    row = {"program": "p", "arm": "a", "seed": 0, "round": 1, "kept": 3, "test_histogram": [1, 2]}
-    metrics = loop.MetricsFile(tmp_path)
-    metrics.write([{**row, "density": {"a/kernel": 0.5, "b/kernel": float("nan")}}])
-    assert metrics.rows() == [{**row, "density": {"a/kernel": 0.5, "b/kernel": None}}]
-    (board,) = (tmp_path / "tensorboard").rglob("events*")
-    written = board.read_bytes()
-    assert [name in written for name in (b"density/a/kernel", b"kept")] == [True, True]
-    assert not [
-        name for name in (b"density/b/kernel", b"test_histogram", b"seed") if name in written
-    ]
 
 
 def test_fresh_moves_everything_aside(unbroken, tmp_path):

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import drawings
 import numpy as np
 import pytest
 from scipy import stats
@@ -286,6 +287,83 @@ def test_many_arms_have_a_panel_for_each_family(tmp_path, drawn):
     assert panels["once"] == {"full": None, **styles}
     assert panels["half"] == {"full": None, "half": 0}
     assert set(panels) == {"once", "often", "half"}
+
+
+def test_a_panel_has_the_reference_of_its_own_setting(tmp_path, drawn):
+    """The reference, and from it the differences paired by seed, with intervals of their own."""
+    arms = [f"{who}/{how}@{snr}dB" for who in ("full", "half") for snr in (-5, 0)
+            for how in ("dense", "often-90")]  # fmt: skip
+    made = rows(arms)
+    text = written(make(tmp_path / "run", made, finished=False)).text
+    assert "Accuracy beside the reference" in text
+    assert "nan" not in text
+    for who in ("full", "half"):
+        for snr in (-5, 0):
+            title, ends = (
+                f"{who}, {snr}dB",
+                [f"{who}/{how}@{snr}dB" for how in ("dense", "often-90")],
+            )
+            panel = {k[3]: v for k, v in drawn.items() if k[1:3] == ("test accuracy (%)", title)}
+            assert {name: line.style for name, line in panel.items()} == {ends[0]: None, ends[1]: 0}
+            dense, often = (
+                100 * np.array([[r["test_accuracy"] for r in made if r["arm"] == arm
+                                 and r["seed"] == s and "test_accuracy" in r] for s in range(3)])
+                for arm in ends
+            )  # fmt: skip
+            line = drawn["round", "points above the reference", title, ends[1]]
+            low, high = stats.ttest_1samp(often - dense, 0).confidence_interval(0.95)
+            np.testing.assert_allclose(line.y, (often - dense).mean(0))
+            np.testing.assert_allclose([line.low, line.high], [low, high])
+
+
+@pytest.mark.parametrize("names", [("a", "b", "c"), ("a long name of an arm, which is cut",) * 7])
+@pytest.mark.parametrize(
+    ("label", "log", "x"),
+    [
+        ("round", False, [1.0]),
+        ("round", False, [1, 500, 1000]),
+        ("joules", True, [0.013, 0.2]),
+        ("joules", True, [1e-3, 3e9]),
+        ("channel uses", True, [1.1e7, 1.4e8]),
+        ("channel uses", False, [1234567.0, 1234577.0]),
+        ("local.lr", False, [1e-5, 2e-5]),
+    ],
+)
+def test_texts_of_a_panel_do_not_overlap(monkeypatch, names, label, log, x):
+    found = []
+    monkeypatch.setattr(plots, "_svg", lambda figure: found.append(figure) or "")
+    at = np.array(x, float)
+    lines = [plots.Line(n, i or None, at, 0 * at + 99, 0 * at + 90, 0 * at + 100)
+             for i, n in enumerate(names)]  # fmt: skip
+    limits = (at.min() / 1.1, at.max() * 1.1) if log or len(x) == 1 else (at.min(), at.max())
+    axes = plots.Axes(label, "test accuracy (%)", log, limits, (90.0, 100.0))
+    plots.lines("a title that is as long as there is room for it", lines, axes)
+    plots.heat("a title", names, np.arange(1, 2 + len(x)), np.full((len(names), 1 + len(x)), 50.0))
+    for figure in found:
+        assert drawings.overlaps(list(drawings.texts(figure))) == []
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_few_seeds_have_no_interval(tmp_path, drawn, seeds):
+    found = written(make(tmp_path / "run", rows(seeds=range(seeds)), finished=False))
+    assert "nan" not in found.text
+    assert not [cell for line in found.table("arm", "seeds") for cell in line if "±" in cell]
+    assert {line[1] for line in found.table("arm", "seeds")} == {str(seeds)}
+    line = drawn["round", "test accuracy (%)", "", "pruned-50"]
+    assert np.isnan([line.low, line.high]).all()
+
+
+def test_equal_runs(tmp_path, capsys):
+    folders = [make(tmp_path / name / "run") for name in ("a", "b")]
+    text = written(*folders, out=tmp_path / "both.html").text
+    assert "All runs have the same configuration." in text
+    same = f"lie on one another: {folders[0]}, {folders[1]}."
+    assert same in text
+    assert "Fields in which the runs differ" not in text
+    again = [str(folders[0]), f"{folders[0]}/../run", f"--out={tmp_path / 'again.html'}"]
+    assert command.main(["report", *again]) == 2
+    assert f"{folders[0]}: is given more than once" in capsys.readouterr().err
+    assert not (tmp_path / "again.html").exists()
 
 
 def test_comparison(tmp_path, drawn):

@@ -246,7 +246,7 @@ def pruned(layout, cohort=S):
     return build(fedalt(MODEL, then=masked), personal, layout, cohort, uplink=uplink)
 
 
-@pytest.mark.slow
+@pytest.mark.optimized
 def test_bitwise_on_any_number_of_devices():
     """13 clients, which no number of devices divides, 11 in a round, and their own evaluation."""
     one, *others = [simulate(pruned(strict(n))) for n in (1, 2, 4, 8)]

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fedprune import report
+from fedprune.cli import screen
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -44,3 +47,31 @@ def test_what_a_terminal_cannot_show_is_an_escape():
         "print('a \\u2265 b') or 3", env={"PYTHONIOENCODING": "latin-1"}
     ).communicate()
     assert (said, errors) == (b"a \\u2265 b\n", b"")
+
+
+@pytest.mark.parametrize("columns", [50, 80, 120])
+def test_texts_fit_the_terminal(columns):
+    """No word is lost, in the order of the cells; what fits stays as it is."""
+    header = ["claim", "verdict", "found", ""]
+    body = [
+        [
+            "half: one-shot needs more rounds at 90 % than at 70 %",
+            "open (1 seed)",
+            "0.0 rounds",
+            "",
+        ],
+        ["short", "held", "", "P0 IV-B.2: more stable curves at 70P, 90P"],
+    ]
+    table = report.table(header, body)
+    prose = "Converged: " + ", ".join(f"full/iterative-{ratio} (+8.6)" for ratio in range(30, 40))
+    found = screen.fitted(f"{prose}\n\n{table}\n  indented", columns)
+    lines = found.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert lines[-1] == "  indented"
+    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    assert " ".join(lines[: start - 1]) == prose
+    rows = [line[1:-1].split("|") for line in lines[start:-1] if not line.startswith("|-")]
+    words = [" ".join(" ".join(column).split()) for column in zip(*rows, strict=True)]
+    wanted = [" ".join(" ".join(column).split()) for column in zip(header, *body, strict=True)]
+    assert words == wanted
+    assert screen.fitted(table, max(map(len, table.splitlines()))) == table

@@ -159,7 +159,7 @@ def comparison_tables(
             columns += [(f"{DIGITAL[m]}, fixed rate", m, "outage") for m in DIGITAL]
             columns += [(f"{DIGITAL[m]}, CSIT", m, "csit") for m in DIGITAL]
         body = [
-            [f"{of(p):g}", *(str(rp.interval(found[s, p, f])) for _, s, f in columns)]
+            [f"{of(p):g}", *(str(rp.interval(found[s, p, f], rp.PERCENT)) for _, s, f in columns)]
             for p in points
         ]
         seeds = len(found["plain", points[0], fading])
@@ -179,4 +179,4 @@ def comparison_figures(
         names = {"none": "digital", "outage": "digital, fixed rate", "csit": "digital, CSIT"}
         lines |= {names[f]: [best_digital(found, p, f) for p in points] for f in kinds}
         name = "awgn" if fading == "none" else "fading"
-        rp.line_figure(folder / name, x, lines, label, "test accuracy (%)")
+        rp.line_figure(folder / name, x, lines, label, "test accuracy (%)", rp.PERCENT)

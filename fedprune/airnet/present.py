@@ -31,12 +31,16 @@ def present(
 ) -> str:
     """Writes summary, tables and figure of accuracies against SNR; returns the text to print."""
     snrs = list(next(iter(lines.values())))
-    body = [[f"{snr:g}", *(str(rp.interval(v[snr])) for v in lines.values())] for snr in snrs]
+    body = [
+        [f"{snr:g}", *(str(rp.interval(v[snr], rp.PERCENT)) for v in lines.values())]
+        for snr in snrs
+    ]
     heading = f"Test accuracy in percent, {rp.over_seeds(config.run.seeds)}"
     tables = {heading: rp.table(["SNR (dB)", *lines], body), **(more or {})}
     (folder / "figures").mkdir(exist_ok=True)
     drawn = {name: list(values.values()) for name, values in lines.items()}
-    rp.line_figure(folder / "figures" / "snr", snrs, drawn, "SNR (dB)", "test accuracy (%)")
+    path, ylabel = folder / "figures" / "snr", "test accuracy (%)"
+    rp.line_figure(path, snrs, drawn, "SNR (dB)", ylabel, rp.PERCENT)
     name = config.experiment.split(".")[-1]
     return rp.write_run(
         folder, name, to_json(config), [], [], tables, verdicts(rules), "Claims of P3"

@@ -41,7 +41,8 @@ def collect(sweep: Sweep, config: cfg.Config) -> str:
     body = []
     for combination, arm in combinations:
         final = _final(rows, combination, arm)
-        body.append([combination, arm, str(len(final)), str(report.interval(100 * final))])
+        found = report.interval(100 * final, report.PERCENT)
+        body.append([combination, arm, str(len(final)), str(found)])
     header = ["trials", "arm", "seeds", "final test accuracy (%)"]
     of = f"{len(finished)} of {len(sweep.trials())} trials"
     return "\n".join([report.table(header, body), "", f"{of} in {written_to}; {figures}"])
@@ -134,7 +135,7 @@ def _against_field(
     values = {
         name: [np.array(points.get(at, [np.nan])) for at in x] for name, points in lines.items()
     }
-    report.line_figure(path, x, values, xlabel, "final test accuracy (%)")
+    report.line_figure(path, x, values, xlabel, "final test accuracy (%)", report.PERCENT)
 
 
 def _against_round(path: Path, rows: Sequence[Row], title: str) -> None:
@@ -144,7 +145,7 @@ def _against_round(path: Path, rows: Sequence[Row], title: str) -> None:
         seeds.setdefault(row["combination"], set()).add(row["seed"])
     common = set.intersection(*seeds.values())
     shown = [row | {"arm": row["combination"]} for row in rows if row["seed"] in common]
-    report.accuracy_figure(path, shown, {name: name for name in seeds}, title, None)
+    report.accuracy_figure(path, shown, report.beside({name: name for name in seeds}), title)
 
 
 def _last_tests(rows: Sequence[Row]) -> list[Row]:

@@ -215,7 +215,7 @@ def load(given: str, said: str | None = None) -> tuple[Experiment, cfg.Config]:
     """
     said = said or given
     file, variant = find(given, said)
-    module, sha256 = _guarded(said, lambda: _module(file))
+    module, sha256 = _guarded(said, lambda: loaded(file))
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
         raise ExperimentError(f"{said}: must have a function get_config")
@@ -252,7 +252,7 @@ def load(given: str, said: str | None = None) -> tuple[Experiment, cfg.Config]:
     return Experiment(file.stem, config.variant, file, sha256, module), config
 
 
-def _module(file: Path) -> tuple[ModuleType, str]:
+def loaded(file: Path) -> tuple[ModuleType, str]:
     """The module that a file's bytes make, and their hash."""
     code = file.read_bytes()
     sha256, place = hashlib.sha256(code).hexdigest(), hashlib.sha256(str(file).encode()).hexdigest()

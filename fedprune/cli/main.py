@@ -10,7 +10,7 @@ from fedprune.cli import shell
 from fedprune.config import suggestion
 
 COMMANDS = {
-    "run": "run an experiment, or go on with it; without one: list those that ship",
+    "run": "run an experiment, or go on with it; without one: list what ships",
     "sweep": "run an experiment for every combination of some values",
     "report": "make the page of runs, or the tables of one run, again",
 }
@@ -20,10 +20,10 @@ usage: fedprune COMMAND ...
 
 {chr(10).join(f"  {name:<8}{about}" for name, about in COMMANDS.items())}
 
-  fedprune run                          the experiments that ship, with their variants
-  fedprune run ota_pruning:fast         one of them, into runs/ota_pruning_fast
-  fedprune run ./mine.py:variant        a file of your own, from anywhere
-  fedprune COMMAND --help               the flags of a command
+  fedprune run                    the experiments that ship, with their variants
+  fedprune run ota_pruning:fast   one of them, into runs/ota_pruning_fast
+  fedprune run ./mine.py:variant  a file of your own, from anywhere
+  fedprune COMMAND --help         the flags of a command
 
 python -m fedprune is the same command."""
 

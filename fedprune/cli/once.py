@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedprune import config as cfg
-from fedprune.cli import monitor, shell
+from fedprune.cli import log, monitor, screen, shell
 from fedprune.cli.experiments import Experiment, ExperimentError, where
 
 if TYPE_CHECKING:
     from fedprune import runs
     from fedprune.runs import execution
+    from fedprune.runs.writers import Log, Open
 
 
 class Job(NamedTuple):
@@ -31,6 +33,7 @@ class Job(NamedTuple):
     """the run directory to start from"""
     fresh: bool
     profile: bool
+    log: log.Choice
 
 
 class PlanError(Exception):
@@ -60,7 +63,7 @@ def run(job: Job) -> int:
 
     from fedprune import data, runs
     from fedprune.report import page
-    from fedprune.runs import checkpoint, loop  # Orbax sets up logging, if nobody has
+    from fedprune.runs import checkpoint, loop, writers  # Orbax sets up logging, if nobody has
 
     try:
         said = _run(job, stop, before)
@@ -73,6 +76,7 @@ def run(job: Job) -> int:
         data.DataError,
         runs.RunDirectoryError,
         checkpoint.CheckpointError,
+        writers.WriterError,
         processes.ProcessesError,
         page.RunError,
         ReportError,
@@ -80,7 +84,7 @@ def run(job: Job) -> int:
     ) as e:
         return shell.refuse(e, 1)
     if said:
-        print(said)
+        screen.say(said)
     return 0
 
 
@@ -90,6 +94,8 @@ def _listen(stop: threading.Event) -> Mapping[signal.Signals, Any]:
     def on_signal(number: int, _: object) -> None:
         stop.set()
         if number == signal.SIGINT:
+            # Not by print: the signal may have come in the middle of one.
+            os.write(2, b"\nstopping after this segment of rounds; Ctrl-C again does not wait\n")
             signal.signal(number, before[signal.SIGINT])  # a second Ctrl-C does not wait
 
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as for jobs in the background
@@ -122,9 +128,11 @@ def _run(job: Job, stop: threading.Event, before: Mapping[signal.Signals, Any]) 
                     f"workdir={job.workdir}: is neither empty nor a run directory"
                 )
             return _profile(plan, job.workdir)
+        opens = processes.together(lambda: log.connect(job.log) if processes.is_first() else [])
         directory = processes.together(lambda: _open(job, plan, stack))
+        out = processes.together(lambda: _log(job, directory, opens))
         try:
-            rows = execution.execute(plan, directory, stop.is_set)
+            rows = execution.execute(plan, directory, stop.is_set, out)
         except loop.Stopped:
             processes.part()
             if directory:
@@ -139,7 +147,7 @@ def _run(job: Job, stop: threading.Event, before: Mapping[signal.Signals, Any]) 
         said = reported(job.experiment, job.config, rows, directory.path)
         page.write([directory.path], directory.path / page.NAME)
         files = "report.md, report.html, summary.json, figures/, metrics.jsonl"
-        return f"{said}\nResults in {directory.path}: {files}"
+        return f"{said}\nResults in {directory.path}:\n  {files}"
 
 
 def _open(job: Job, plan: execution.Plan, stack: contextlib.ExitStack) -> runs.RunDirectory | None:
@@ -162,6 +170,15 @@ def _open(job: Job, plan: execution.Plan, stack: contextlib.ExitStack) -> runs.R
     origin = {"experiment": job.experiment.origin()}
     directory.record({**backend.environment(), **origin, **execution.about(plan)})
     return directory
+
+
+def _log(job: Job, directory: runs.RunDirectory | None, opens: Sequence[Open]) -> Log:
+    from fedprune.runs.writers import Log
+
+    if not directory:
+        return Log()
+    about = log.about(directory, job.config, {arm.name: arm.overrides for arm in job.arms})
+    return Log([opened(about) for opened in opens])
 
 
 def reported(
@@ -191,7 +208,7 @@ def reported(
 
 def quiet() -> None:
     """Keeps the libraries from printing what is no news, or what they raise as well."""
-    for noisy in ("jax", "matplotlib"):
+    for noisy in ("jax", "matplotlib", "mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for raises in ("absl", "orbax"):  # Orbax logs with a traceback what it raises
         logging.getLogger(raises).setLevel(logging.CRITICAL)

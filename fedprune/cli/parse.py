@@ -21,6 +21,8 @@ from fedprune.cli import experiments
 from fedprune.cli.experiments import Experiment
 
 EXAMPLE = "give the name of one that ships, or a file of your own, as ./mine.py"
+WIDTH = 79
+"""columns of a line of help"""
 LABELS = ("experiment", "variant")
 """fields that say what the command line has named"""
 
@@ -144,15 +146,33 @@ def help_text(argv: Sequence[str], usage: str, about: str, define: Define) -> st
     named says of itself."""
     values = flags.FlagValues()
     define(values)
-    lines = [f"usage: {argv[0]} {usage}", "", about, "", "flags:"]
+    call = f"usage: {argv[0]} {usage}"
+    lines = [*wrapped(call, after="    "), "", *wrapped(about), "", "flags:"]
     for name in values:
         flag = values[name]
         default = "" if flag.default in (None, False, []) else f" (default: {flag.default})"
         kind = "" if flag.boolean else "=VALUE"
         lines.append(f"  --{name}{kind}")
-        for text in textwrap.wrap(f"{flag.help}{default}", 92):
-            lines.append(f"      {text}")
+        lines += wrapped(f"{flag.help}{default}", before="      ")
     for name, value in _sorted(argv, values)[0]:
         file, _ = experiments.find(value, name)
         lines += ["", f"{name}:", "", textwrap.indent(experiments.docstring(file), "  ")]
     return "\n".join(lines)
+
+
+def wrapped(text: str, before: str = "", after: str | None = None) -> list[str]:
+    """Lines that an ordinary terminal does not break.
+
+    Args:
+      text: one paragraph.
+      before: in front of the first line.
+      after: in front of the others; None: as ``before``.
+    """
+    return textwrap.wrap(
+        " ".join(text.split()),
+        WIDTH,
+        initial_indent=before,
+        subsequent_indent=before if after is None else after,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

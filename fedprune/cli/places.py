@@ -18,12 +18,17 @@ from fedprune.cli.experiments import Experiment
 from fedprune.cli.grid import Trial
 from fedprune.cli.progress import Table
 from fedprune.cli.trials import Sweep
+from fedprune.runs.writers import Open
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def in_one_program(
-    sweep: Sweep, experiment: Experiment, config: cfg.Config, todo: Sequence[Trial]
+    sweep: Sweep,
+    experiment: Experiment,
+    config: cfg.Config,
+    todo: Sequence[Trial],
+    opens: Sequence[Open],
 ) -> bool:
     """Arms of one program, where that is possible, in this process."""
     from fedprune import backend
@@ -31,7 +36,7 @@ def in_one_program(
     once.quiet()
     backend.configure(config.mesh.devices)
     backend.pin()
-    program.run(sweep, experiment, config, todo)
+    program.run(sweep, experiment, config, todo, opens)
     return True
 
 

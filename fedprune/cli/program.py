@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedprune import config as cfg
-from fedprune.cli import trials
+from fedprune.cli import log, trials
 from fedprune.cli.experiments import Experiment
 from fedprune.cli.grid import Trial
 from fedprune.cli.trials import Sweep
 from fedprune.runs import MetricsFile, Row, RunDirectory
+from fedprune.runs.writers import Log, Open
 
 
 def batches(config: cfg.Config, todo: Sequence[Trial]) -> list[list[Trial]]:
@@ -70,7 +71,13 @@ def plan(experiment: Experiment, config: cfg.Config, batch: Sequence[Trial]):
     return cfg.override(config, whole), arms
 
 
-def run(sweep: Sweep, experiment: Experiment, config: cfg.Config, todo: Sequence[Trial]) -> None:
+def run(
+    sweep: Sweep,
+    experiment: Experiment,
+    config: cfg.Config,
+    todo: Sequence[Trial],
+    opens: Sequence[Open] = (),
+) -> None:
     """Runs trials to their end, resuming what was interrupted. Whatever goes wrong in a batch (data
     that are missing, too little memory) is noted for its trials, and what does in a report for its
     one; the others go on."""
@@ -78,7 +85,7 @@ def run(sweep: Sweep, experiment: Experiment, config: cfg.Config, todo: Sequence
     for batch in left(sweep, config, todo):
         mine = [trial for trial in batch if trial.name in names]
         try:
-            _run_batch(sweep, experiment, config, batch, mine)
+            _run_batch(sweep, experiment, config, batch, mine, opens)
         except Exception as e:
             for trial in mine:
                 trials.failed(sweep, trial, e)
@@ -90,6 +97,7 @@ def _run_batch(
     config: cfg.Config,
     batch: Sequence[Trial],
     todo: Sequence[Trial],
+    opens: Sequence[Open],
 ) -> None:
     """Runs a batch, and writes the results of those trials of it that are not finished."""
     from fedprune import backend
@@ -108,7 +116,8 @@ def _run_batch(
         sweep.folder / "programs" / names[:8], about, identity=ready.identity
     ) as directory:
         directory.record({**backend.environment(), **execution.about(ready)})
-        rows = execution.execute(ready, directory)
+        out = _log(sweep, experiment, config, batch, opens)
+        rows = execution.execute(ready, directory, out=out)
     for trial in todo:
         mine = [
             row | {"arm": row["arm"].removeprefix(f"{trial.name}/")}
@@ -122,6 +131,24 @@ def _run_batch(
             trials.failed(sweep, trial, e)
         else:
             trials.record(sweep, trial, 0, time.monotonic() - began)
+
+
+def _log(
+    sweep: Sweep,
+    experiment: Experiment,
+    config: cfg.Config,
+    batch: Sequence[Trial],
+    opens: Sequence[Open],
+) -> Log:
+    """Writers of a batch: each trial has those that it would have in a run of its own."""
+    abouts = {}
+    for trial in batch if opens else ():
+        changed = cfg.override(config, trial.values)
+        arms = {arm.name: arm.overrides for arm in experiment.arms(changed)}
+        with _directory(sweep, config, trial) as own:
+            abouts[trial.name] = log.about(own, changed, arms)
+    made = ({name: opened(about) for name, about in abouts.items()} for opened in opens)
+    return Log([log.shared(writers) for writers in made])
 
 
 def _directory(sweep: Sweep, config: cfg.Config, trial: Trial) -> RunDirectory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections import Counter
 from typing import TextIO
@@ -25,11 +26,13 @@ class Table:
             if before[trial.name].word != "finished":
                 self._states[trial.name] = trials.state(self._sweep, trial)
         if self._stream.isatty():
-            text = self.text()
+            # Lines that wrap, or that have left the screen, could not be taken back.
+            columns, rows = shutil.get_terminal_size()
+            lines = [line[: columns - 1] for line in self.text(rows - 5).splitlines()]
             # To the first line of the last table, and everything below it away.
             up = f"\x1b[{self._height}F\x1b[J" if self._height else ""
-            print(up + text, file=self._stream, flush=True)
-            self._height = text.count("\n") + 1
+            print(up + "\n".join(lines), file=self._stream, flush=True)
+            self._height = len(lines)
             return
         ended = sum(state.word in ("finished", "failed") for state in self._states.values())
         for name, state in self._states.items():
@@ -37,8 +40,8 @@ class Table:
                 line = f"[{ended}/{len(before)}] {name}: {_words(state)}"
                 print(line, file=self._stream, flush=True)
 
-    def text(self) -> str:
-        """Counts, and a line for each trial that runs or has failed."""
+    def text(self, most: int = 20) -> str:
+        """Counts, and a line for each trial that runs or has failed, of the last ``most``."""
         from fedprune import report
 
         counts = Counter(state.word for state in self._states.values())
@@ -47,7 +50,7 @@ class Table:
         lines = [f"{len(self._states)} trials: " + ", ".join(f"{counts[w]} {w}" for w in words)]
         if shown:
             body = [[name, _words(state)] for name, state in shown.items()]
-            lines.append(report.table(["trial", "state"], body[-20:]))
+            lines.append(report.table(["trial", "state"], body[-max(1, min(most, 20)) :]))
         return "\n".join(lines)
 
 

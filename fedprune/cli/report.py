@@ -24,7 +24,7 @@ from absl import flags
 
 from fedprune import config as cfg
 from fedprune import paths
-from fedprune.cli import experiments, once, parse, shell
+from fedprune.cli import experiments, once, parse, screen, shell
 from fedprune.cli.experiments import ExperimentError
 from fedprune.cli.parse import UsageError
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         if known.experiment is not None and not known.remake:
             raise UsageError(f"--experiment={known.experiment}: needs --remake")
         if known.remake:
-            print(remade(folders[0], known.experiment))
+            screen.say(remade(folders[0], known.experiment))
         from fedprune.report import page
 
         if out.exists() and not page.is_ours(out):

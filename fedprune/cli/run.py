@@ -13,6 +13,9 @@ Running the same command again resumes what was interrupted. ``--fresh`` starts 
 Cloud TPU, Kubernetes), or which ``--coordinator=HOST:PORT --processes=N --process=I`` describes.
 On SIGTERM, SIGUSR2 or Ctrl-C a run finishes its segment of rounds, saves, and exits with status 42.
 
+``--log`` says where the numbers of every round go beside ``metrics.jsonl``: to TensorBoard, to
+MLflow, or to a function of a file of your own.
+
 With ``--profile``, one round of the first program is traced into the folder instead, and a table
 says which stage took how long.
 """
@@ -28,7 +31,7 @@ from absl import flags
 
 from fedprune import config as cfg
 from fedprune import meeting, paths
-from fedprune.cli import experiments, monitor, once, parse, shell
+from fedprune.cli import experiments, log, monitor, once, parse, shell
 from fedprune.cli.experiments import ExperimentError
 from fedprune.cli.parse import UsageError
 
@@ -55,6 +58,7 @@ def define(values: flags.FlagValues) -> None:
     string("resume_from", "start a new run from the newest checkpoints of this run directory")
     boolean("profile", "trace one round of the first program into --workdir, and run nothing")
     boolean("distributed", "run as one of several processes")
+    log.define(values)
     string("coordinator", "HOST:PORT of process 0; by default the cluster says it")
     for name, default, about in (
         ("processes", None, "their number; by default the cluster says it"),
@@ -94,11 +98,12 @@ def listing() -> str:
     """The experiments that ship, with the first line of their text and their variants."""
     lines = ["Experiments that ship with fedprune: fedprune run NAME[:VARIANT]", ""]
     for name, summary, variants in experiments.shipped():
-        lines += [f"  {name}: {', '.join(variants)}", f"      {summary}"]
+        lines += parse.wrapped(f"{name}: {', '.join(variants)}", before="  ", after="      ")
+        lines += parse.wrapped(summary, before="      ")
     end = (
         "fedprune run NAME --help has the whole text of one, fedprune run ./FILE.py runs your own."
     )
-    return "\n".join([*lines, "", end])
+    return "\n".join([*lines, "", *parse.wrapped(end)])
 
 
 def _job(given: parse.Given) -> once.Job:
@@ -116,7 +121,7 @@ def _job(given: parse.Given) -> once.Job:
     if workdir is None:
         parts = [part for part in (config.experiment, config.variant) if part]
         workdir = f"runs/{re.sub(r'[^0-9a-zA-Z_.-]', '_', '_'.join(parts))}"
-    source = values.resume_from
+    choice, source = log.chosen(values), values.resume_from
     folders = (
         paths.local("--workdir", workdir),
         None if source is None else paths.local("--resume_from", source),
@@ -125,7 +130,7 @@ def _job(given: parse.Given) -> once.Job:
     arms = experiment.arms(config)
     changed = [change.removeprefix("--config.").partition("=")[0] for change in given.changes]
     cfg.validate_arms(config, arms, changed)
-    return once.Job(experiment, config, arms, *folders, values.fresh, values.profile)
+    return once.Job(experiment, config, arms, *folders, values.fresh, values.profile, choice)
 
 
 def _check_processes(values: flags.FlagValues) -> None:

@@ -39,9 +39,11 @@ from fedprune import paths, runs
 from fedprune.cli import (
     cloud,
     experiments,
+    log,
     parse,
     places,
     program,
+    screen,
     shell,
     slurm,
     sweep_flags,
@@ -53,6 +55,7 @@ from fedprune.cli.grid import SEED, Trial
 from fedprune.cli.monitor import RETRY
 from fedprune.cli.parse import UsageError
 from fedprune.cli.trials import Sweep
+from fedprune.runs.writers import WriterError
 
 USAGE = "NAME[:VARIANT]|FILE.py[:VARIANT] --workdir=DIR --grid='FIELD=VALUE,VALUE ...' [--on=...]"
 ABOUT = """Runs an experiment for every combination of some values, and collects one table. The
@@ -84,6 +87,7 @@ def main(argv: Sequence[str]) -> int:
             sweep, experiment, config = _recorded(folder, given.experiment)
         else:
             sweep, experiment, config = _asked(folder, given)
+        sweep = sweep._replace(writers=_writers(sweep, values))
         grids.check(config, sweep.grid, experiment.arms)
         if values.collect:
             return _collect(sweep, config)
@@ -125,6 +129,26 @@ def _asked(folder: Path, given: parse.Given) -> tuple[Sweep, Experiment, cfg.Con
     ):
         raise runs.RunDirectoryError(f"workdir={folder}: is neither empty nor a sweep")
     return sweep, experiment, config
+
+
+def _writers(sweep: Sweep, values: flags.FlagValues) -> log.Choice:
+    """Where the numbers go: as the flags say, or where there are none, as before.
+
+    Raises:
+      UsageError: they cannot go there.
+    """
+    if values["log"].present or values["mlflow_uri"].present:
+        choice = log.chosen(values)
+    elif (sweep.folder / "sweep.json").exists():
+        choice = trials.read(sweep.folder).writers
+    else:
+        choice = log.Choice()
+    if "mlflow" in choice.names and values.on in cloud.TOOLS and not choice.mlflow_uri:
+        raise UsageError(
+            f"--on={values.on}: --log=mlflow needs --mlflow_uri: the machines there have not this"
+            " one's environment"
+        )
+    return choice
 
 
 def _recorded(folder: Path, moved: Experiment | None) -> tuple[Sweep, Experiment, cfg.Config]:
@@ -242,6 +266,7 @@ def _run(sweep: Sweep, experiment: Experiment, config: cfg.Config, values: flags
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, _stop)
     try:
+        opens = log.connect(sweep.writers)  # here first, since it may make the store
         sweep.folder.mkdir(parents=True, exist_ok=True)
         with runs.locked(
             (sweep.folder / runs.LOCK).open("w", encoding="utf-8"), f"workdir={sweep.folder}"
@@ -254,7 +279,9 @@ def _run(sweep: Sweep, experiment: Experiment, config: cfg.Config, values: flags
                 print(f"{skipped} of {len(sweep.trials())} trials were finished before", flush=True)
             if todo:
                 on: Mapping[str, Callable[[], bool]] = {
-                    "program": lambda: places.in_one_program(sweep, experiment, config, todo),
+                    "program": lambda: places.in_one_program(
+                        sweep, experiment, config, todo, opens
+                    ),
                     "local": lambda: places.locally(sweep, todo, values.jobs or 1),
                     "slurm": lambda: places.on_slurm(
                         sweep, todo, sweep_flags.of_slurm(values), waits=values.wait
@@ -272,7 +299,7 @@ def _run(sweep: Sweep, experiment: Experiment, config: cfg.Config, values: flags
         return RETRY
     except BrokenPipeError:  # nobody reads the progress any more
         raise
-    except (runs.RunDirectoryError, RuntimeError, OSError) as e:
+    except (runs.RunDirectoryError, WriterError, RuntimeError, OSError) as e:
         return shell.refuse(e, 1)
 
 
@@ -295,7 +322,7 @@ def _collect(sweep: Sweep, config: cfg.Config) -> int:
     """Collects, and names what is not finished; returns the exit status."""
     from fedprune.cli import collect
 
-    print(collect.collect(sweep, config))
+    screen.say(collect.collect(sweep, config))
     left, count = _unfinished(sweep), len(sweep.trials())
     if left:
         print(f"error: {len(left)} of {count} trials are not finished:", file=sys.stderr)

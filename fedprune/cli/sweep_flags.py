@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from fedprune.cli import cloud, run, slurm
+from fedprune.cli import cloud, log, run, slurm
 from fedprune.cli.parse import UsageError
 
 PLACES = ("program", "local", "slurm", *cloud.TOOLS)
@@ -29,6 +29,7 @@ def define(values: flags.FlagValues) -> None:
     string("workdir", "folder of the sweep: trials, table, figures")
     string("grid", "fields and values: 'FIELD=VALUE,VALUE FIELD=FIRST:END'")
     flags.DEFINE_enum("on", "program", PLACES, "where trials run", flag_values=values)
+    log.define(values)
     boolean("dry_run", "print what would be run, and start nothing")
     boolean("collect", "only collect what is finished in --workdir")
     string("trial", "run this one trial of the sweep in --workdir")

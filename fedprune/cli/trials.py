@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from fedprune.cli import grid as grids
 from fedprune.cli import shell
 from fedprune.cli.grid import Grid, Trial
+from fedprune.cli.log import Choice
 from fedprune.cli.monitor import RETRY
 from fedprune.runs import RunDirectoryError, relabelled, write_json
 
@@ -46,6 +47,8 @@ class Sweep(NamedTuple):
     grid: Grid
     origin: dict[str, Any] | None = None
     """``Experiment.origin``"""
+    writers: Choice = Choice()
+    """where the numbers of all trials go"""
 
     def trials(self) -> list[Trial]:
         return grids.trials(self.grid)
@@ -60,7 +63,7 @@ class Sweep(NamedTuple):
         """The command that runs, or resumes, a trial."""
         changes = [grids.argument(path, value) for path, value in trial.values.items()]
         workdir = f"--workdir={self.run_directory(trial)}"
-        return shell.command("run", *self.arguments, *changes, workdir)
+        return shell.command("run", *self.arguments, *changes, workdir, *self.writers.arguments())
 
 
 class State(NamedTuple):
@@ -82,6 +85,7 @@ def write(sweep: Sweep) -> None:
     about = {
         "experiment": sweep.origin,
         "arguments": sweep.arguments,
+        "writers": sweep.writers._asdict(),
         "grid": sweep.grid,
         "config": sweep.config,
         "trials": {trial.name: trial.values for trial in sweep.trials()},
@@ -106,7 +110,9 @@ def read(folder: Path) -> Sweep:
     # Up to version 0.1 the first one was --config=FILE, of a checkout.
     given = re.sub(r"^--config=(experiments/(\w+)\.py(?=:|$))?", r"\2", first)
     arguments = tuple(word for word in (given, *changes) if word)
-    return Sweep(folder.absolute(), arguments, config, grid, about.get("experiment"))
+    asked = about.get("writers")
+    writers = Choice(tuple(asked["names"]), asked["mlflow_uri"]) if asked else Choice()
+    return Sweep(folder.absolute(), arguments, config, grid, about.get("experiment"), writers)
 
 
 # One trial -----

@@ -240,10 +240,10 @@ def summary(partition: Partition, y_train: np.ndarray, y_test: np.ndarray) -> st
         ):
             lines.append(f"  {what}: {values.min()} / {np.median(values):g} / {values.max()}")
         return "\n".join([*lines, f"  classes in training, mean: {held.mean():.2f} of {classes}"])
-    lines = ["client  train   test  train examples per class"]
+    lines = ["client train  test  train examples per class"]
     for k, (train, test) in enumerate(zip(*partition, strict=True)):
         numbers = " ".join(f"{n:5d}" for n in counts[k])
-        lines.append(f"{k:6d} {len(train):6d} {len(test):6d}  {numbers}")
+        lines.append(f"{k:6d} {len(train):5d} {len(test):5d}  {numbers}")
     return "\n".join(lines)
 
 

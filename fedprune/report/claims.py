@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedprune.report.statistics import Interval, interval
+from fedprune.report.statistics import ANY, LEAST, Interval, Range, interval
 from fedprune.report.tables import table
 
-FEW = {1: "one seed", 2: "two seeds"}
-"""seeds that are too few for a verdict to stand without saying so"""
+FEW = {1: "1 seed", 2: "2 seeds"}
+"""Seeds that are too few for an interval, and so for a verdict."""
 
 
 class Verdict(NamedTuple):
@@ -23,7 +23,7 @@ class Verdict(NamedTuple):
     text: str
     """the claim and the rule by which it is judged, written before any result was seen"""
     held: bool | None
-    """None: the interval leaves it open, or there is none, with one seed"""
+    """None: the interval leaves it open, or there is none, with one or two seeds"""
     value: str
     seeds: int
     """of which the value is the mean"""
@@ -39,21 +39,28 @@ class Rule(NamedTuple):
     values: np.ndarray
     """[seeds]"""
     unit: str = "points"
+    within: Range = ANY
+    """in which the mean can lie: ``PERCENT`` where the values are shares and no differences"""
 
 
-def judge(difference: Sequence[float] | np.ndarray, above: float) -> tuple[bool | None, Interval]:
-    """Is the mean of paired differences above a threshold? None where the interval contains it."""
-    found = interval(difference)
-    if found.mean - found.half > above:
+def judge(
+    difference: Sequence[float] | np.ndarray, above: float, within: Range = ANY
+) -> tuple[bool | None, Interval]:
+    """Is the mean of paired differences above a threshold?
+
+    None where the interval contains it, and where there is none, for fewer than 3 seeds.
+    """
+    found = interval(difference, within)
+    if found.low > above:
         return True, found
-    if found.mean + found.half < above:
+    if found.high < above:
         return False, found
     return None, found
 
 
 def verdict(rule: Rule, value: str = "{:.1f} {unit}") -> Verdict:
     """A rule beside what was found; ``value`` is the format of its interval and unit."""
-    held, found = judge(rule.values, rule.above)
+    held, found = judge(rule.values, rule.above, rule.within)
     shown = value.format(found, unit=rule.unit)
     return Verdict(rule.id, rule.paper, rule.text, held, shown, len(rule.values))
 
@@ -69,7 +76,9 @@ def word(held: bool | None, seeds: int | None) -> str:
 
 def over_seeds(seeds: int) -> str:
     """What the numbers of a table are, for its heading."""
-    return FEW[1] if seeds == 1 else f"mean ± 95 % interval over {seeds} seeds"
+    if seeds < LEAST:
+        return FEW[1] if seeds == 1 else f"mean over {FEW[seeds]}"
+    return f"mean ± 95 % interval over {seeds} seeds"
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> str:

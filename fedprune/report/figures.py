@@ -8,69 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from fedprune.report.drawing import canvas, colour, label_decades, save, styled
-from fedprune.report.statistics import curves, interval, spent
+from fedprune.report.drawing import (
+    MARKERS,
+    canvas,
+    colour,
+    keep_within,
+    label_decades,
+    line_styles,
+    save,
+    styled,
+)
+from fedprune.report.statistics import ANY, LEAST, PERCENT, Range, band, curves, interval, spent
 from fedprune.runs import Row
-
-
-def accuracy_figure(
-    path: Path,
-    rows: Sequence[Row],
-    arms: Mapping[str, str],
-    title: str,
-    ylim: tuple[float, float] | None,
-    marks: Sequence[float] = (),
-    column: str = "test_accuracy",
-) -> None:
-    """Test accuracy against the round: a line an arm, a band for its 95 % interval over seeds.
-
-    An arm is drawn from the round at which it parts from the first one, so that arms which are
-    still the same do not cover each other.
-
-    Args:
-      path: without suffix; a PNG and an SVG are written.
-      rows: of the run.
-      arms: arm name -> legend; the first is drawn dashed and black, as the reference.
-      title: above the axes.
-      ylim: of the accuracy in percent; the same for figures to be compared. None: what fits.
-      marks: rounds to mark on the axis, for example those of pruning.
-      column: drawn in place of the accuracy, such as "test_loss".
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    scale, ylabel = (100, "test accuracy (%)") if column == "test_accuracy" else (1, column)
-    with styled():
-        figure, axes = canvas(4.2, 3.5)
-        colours = ["black", *colour("viridis", np.linspace(0.05, 0.85, len(arms) - 1))]
-        reference = curves(rows, next(iter(arms)), column)[1]
-        for i, (arm, label) in enumerate(arms.items()):
-            rounds, values = curves(rows, arm, column)
-            parted = np.flatnonzero((values != reference).any(0))
-            first = 0 if i == 0 else max(0, (parted[0] if len(parted) else len(rounds)) - 1)
-            bands = [interval(scale * seeds) for seeds in values.T[first:]]
-            mean, half = np.array(bands).T
-            drawn = rounds[first:]
-            line: Any = {"color": colours[i], "label": label, "lw": 1.5, "ls": "-" if i else "--"}
-            axes.plot(drawn, mean, **line, zorder=3 if i else 4)
-            axes.fill_between(drawn, mean - half, mean + half, color=colours[i], alpha=0.10, lw=0)
-        axes.set(xlabel="round", ylabel=ylabel.replace("_", " "), title=title, ylim=ylim)
-        axes.set_xlim(rounds[0], rounds[-1])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        if scale == 100:
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        axes.grid(alpha=0.25, lw=0.6)
-        if len(marks):
-            axes.plot(marks, [0.015] * len(marks), "^", color="0.35", ms=5, clip_on=False,
-                      transform=axes.get_xaxis_transform(), label="pruning step")  # fmt: skip
-        figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=8)
-        save(figure, path)
-
-
-def accuracy_limits(rows: Sequence[Row], arms: Sequence[str]) -> tuple[float, float]:
-    """Limits in percent, at tens, that show all means after the first sixth of the rounds."""
-    means = [100 * curves(rows, arm, "test_accuracy")[1].mean(0) for arm in arms]
-    late = np.concatenate([mean[len(mean) // 6 :] for mean in means])
-    return 10 * np.floor(late.min() / 10), 10 * np.floor(late.max() / 10) + 10
 
 
 def partition_figure(path: Path, counts: np.ndarray, names: Sequence[str], title: str) -> None:
@@ -106,10 +55,12 @@ def line_figure(
     lines: Mapping[str, Sequence[np.ndarray]],
     xlabel: str,
     ylabel: str,
+    within: Range = ANY,
 ) -> None:
     """Means with 95 % intervals over seeds against a number.
 
-    The lines are drawn a little beside each other, so that their intervals can be told apart.
+    The lines are drawn a little beside each other, so that their intervals can be told apart. There
+    are no intervals at points of fewer than 3 seeds.
 
     Args:
       path: without suffix; a PNG and an SVG are written.
@@ -117,18 +68,21 @@ def line_figure(
       lines: legend -> the values of every seed at every x.
       xlabel: below the axes.
       ylabel: beside them.
+      within: in which the means can lie; intervals are cut to it.
     """
     with styled():
-        figure, axes = canvas(4.2, 3.5)
-        colours = colour("viridis", np.linspace(0.05, 0.85, len(lines)))
+        figure, axes = canvas(4.4, 3.5)
         shifts = 0.012 * np.ptp(x) * (np.arange(len(lines)) - (len(lines) - 1) / 2)
+        styles = line_styles(list(lines))
         for i, (label, values) in enumerate(lines.items()):
-            mean, half = np.array([interval(v) for v in values]).T
-            line: Any = {"color": colours[i], "marker": "osD^v*"[i % 6], "label": label}
-            axes.errorbar(np.add(x, shifts[i]), mean, half, ms=4, capsize=2, **line)
+            found = np.array([interval(v, within) for v in values]).T
+            line: Any = {**styles[i], "marker": MARKERS[i % len(MARKERS)], "label": label}
+            axes.errorbar(np.add(x, shifts[i]), found[0], _bars(*found), ms=4, capsize=2, **line)
         axes.set(xlabel=xlabel, ylabel=ylabel)
+        keep_within(axes, within)
         axes.grid(alpha=0.25, lw=0.6)
-        figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8)
+        seeds = {len(v) for values in lines.values() for v in values}
+        _legend(figure, "outside lower center", seeds, ncols=2)
         save(figure, path)
 
 
@@ -137,29 +91,38 @@ def cost_figure(
 ) -> None:
     """Mean test accuracy against what was spent so far, on a logarithmic axis.
 
+    The 95 % interval over seeds is drawn at the end of each line. The axis holds the means after
+    the first sixth of the rounds, and no accuracy beyond 0 to 100 %.
+
     Args:
       path: without suffix; a PNG and an SVG are written.
       rows: of the run.
-      arms: arm name -> legend.
+      arms: arm name -> legend; those whose legends agree up to a comma have one colour.
       column: of the cost of one round, such as "channel_uses".
       xlabel: below the axes.
     """
     with styled():
-        figure, axes = canvas(4.6, 3.8)
-        colours = colour("viridis", np.linspace(0.05, 0.85, -(-len(arms) // 2)))
-        for i, (arm, label) in enumerate(arms.items()):
+        figure, axes = canvas(5.0, 4.2)
+        styles = line_styles(list(arms.values()))
+        late, seeds = [], set()
+        for style, (arm, label) in zip(styles, arms.items(), strict=True):
             rounds, values = curves(rows, arm, "test_accuracy")
             total = spent(rows, arm, column, rounds)
-            mean, half = np.array([interval(100 * v) for v in values.T]).T
-            line: Any = {"color": colours[i // 2], "ls": "-" if i % 2 == 0 else "--"}
-            axes.plot(total, mean, label=label, lw=1.5, **line)
-            axes.fill_between(
-                total, mean - half, mean + half, color=line["color"], alpha=0.10, lw=0
+            mean, low, high = band(100 * values, PERCENT)
+            axes.plot(total, mean, label=label, lw=1.4, **style)
+            end = _bars(mean[-1:], low[-1:], high[-1:])
+            axes.errorbar(
+                total[-1:], mean[-1:], end, color=style["color"], fmt="o", ms=3, capsize=2
             )
-        axes.set(xlabel=xlabel, ylabel="test accuracy (%)", xscale="log", ylim=(20, 90))
+            late += [mean[len(mean) // 6 :], low[-1:], high[-1:]]
+            seeds.add(len(values))
+        every = np.concatenate(late)
+        axes.set(xlabel=xlabel, ylabel="test accuracy (%)", xscale="log")
+        axes.set_ylim(np.nanmin(every) - 2, np.nanmax(every) + 2)
+        keep_within(axes, PERCENT)
         label_decades(axes)
         axes.grid(alpha=0.25, lw=0.6)
-        figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8)
+        _legend(figure, "outside lower center", seeds, ncols=2)
         save(figure, path)
 
 
@@ -168,6 +131,7 @@ def tradeoff_figure(
     points: Mapping[str, tuple[float, Sequence[float] | np.ndarray]],
     xlabel: str,
     ylabel: str,
+    within: Range = ANY,
 ) -> None:
     """One point for each arm: what it spent, and what it reached, with 95 % intervals.
 
@@ -176,19 +140,37 @@ def tradeoff_figure(
       points: label -> (what was spent, above 0; results of the seeds).
       xlabel: below the axes, which are logarithmic.
       ylabel: beside them.
+      within: in which the means can lie; intervals are cut to it.
     """
     with styled():
-        figure, axes = canvas(5.0, 3.6)
-        colours = colour("viridis", np.linspace(0.0, 0.9, len(points)))
+        figure, axes = canvas(5.6, 3.6)
         spent = [x for x, _ in points.values()]
+        styles = line_styles(list(points))
         for i, (label, (x, values)) in enumerate(points.items()):
-            mean, half = interval(values)
+            found = np.array([interval(values, within)]).T
             # Arms that spent the same would hide one another.
             shift = 1.0 + 0.05 * spent[:i].count(x)
-            style: Any = {"fmt": "os^Dvp"[i % 6], "ms": 6, "capsize": 3, "lw": 1.2}
-            axes.errorbar(x * shift, mean, half, label=label, color=colours[i], **style)
+            style: Any = {"fmt": MARKERS[i % len(MARKERS)], "ms": 6, "capsize": 3, "lw": 1.2}
+            style |= {"color": styles[i]["color"], "label": label}
+            axes.errorbar([x * shift], found[0], _bars(*found), **style)
         axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
+        keep_within(axes, within)
         label_decades(axes)
         axes.grid(alpha=0.25, lw=0.6)
-        figure.legend(frameon=False, loc="outside right upper", fontsize=8)
+        _legend(figure, "outside right upper", {len(values) for _, values in points.values()})
         save(figure, path)
+
+
+def _bars(mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray | None:
+    """What ``errorbar`` draws below and above the means; None where no point has an interval."""
+    bars = np.stack([mean - low, high - mean])
+    return None if np.isnan(bars).all() else bars
+
+
+def _legend(figure: Any, place: str, seeds: set[int], **options: Any) -> None:
+    """Beside the axes, with the number of the seeds, and what is drawn of them."""
+    few, many = min(seeds), max(seeds)
+    count = f"{few} to {many} seeds" if few < many else f"{few} seed{'s' if few > 1 else ''}"
+    what = "means, 95 % intervals" if many >= LEAST else "no intervals"
+    figure.legend(frameon=False, loc=place, fontsize=8, title=f"{what}, {count}",
+                  title_fontsize=8, **options)  # fmt: skip

@@ -1,4 +1,7 @@
-"""Of rows the curves, costs and final values of an arm; means and intervals over seeds."""
+"""Of rows the curves, costs and final values of an arm; means and intervals over seeds.
+
+Differences between arms are paired by seed: what seeds have in common cancels.
+"""
 
 from __future__ import annotations
 
@@ -11,48 +14,105 @@ import numpy as np
 from fedprune.runs import Row
 
 LEVEL = 0.95
+LEAST = 3
+"""Seeds of which an interval is made. Of two it is 12.7 standard errors wide to either side, which
+says nothing of the mean, and of one there is none."""
+Range = tuple[float, float]
+"""The smallest and the largest value that a mean can have."""
+ANY: Range = (-math.inf, math.inf)
+PERCENT: Range = (0.0, 100.0)
+NOT_NEGATIVE: Range = (0.0, math.inf)
 
 
 class Interval(NamedTuple):
-    """A mean over seeds and half the width of its 95 % Student interval (nan for one seed)."""
+    """A mean over seeds and the ends of its 95 % Student interval; nan for fewer than 3 seeds.
+
+    As text it is "80.1 ± 1.2", or "97.0 (91.3 to 100.0)" where an end was cut, and the mean alone
+    where there are no ends. A mean that is nan is "–".
+    """
 
     mean: float
-    half: float
+    low: float
+    high: float
 
     def __str__(self) -> str:
         return f"{self:.1f}"
 
     def __format__(self, spec: str) -> str:
-        """Both numbers by one format, such as ".2f"; of one seed there is no interval."""
-        spec = spec or ".1f"
+        """All numbers by one format, such as ".2f"."""
+        spec = f"z{spec or '.1f'}"  # no -0.0
+        if math.isnan(self.mean):
+            return "–"
         mean = format(self.mean, spec)
-        return mean if math.isnan(self.half) else f"{mean} ± {self.half:{spec}}"
+        if math.isnan(self.low):
+            return mean
+        above, below = self.high - self.mean, self.mean - self.low
+        if math.isclose(above, below, rel_tol=1e-6, abs_tol=1e-12):
+            return f"{mean} ± {above:{spec}}"
+        return f"{mean} ({self.low:{spec}} to {self.high:{spec}})"
 
 
-def interval(values: Sequence[float] | np.ndarray) -> Interval:
-    """Mean and 95 % interval of independent values (one per seed)."""
-    mean, half = band(np.asarray(values, float))
-    return Interval(float(mean), float(half))
+def interval(values: Sequence[float] | np.ndarray, within: Range = ANY) -> Interval:
+    """Mean and 95 % interval of independent values (one per seed); ``within`` as in ``band``."""
+    return Interval(*map(float, band(np.asarray(values, float), within)))
 
 
-def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means and half widths of 95 % intervals over the first axis, that of the seeds."""
+def band(values: np.ndarray, within: Range = ANY) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means, lower and upper ends of 95 % intervals over the first axis, that of the seeds.
+
+    Args:
+      values: [seeds, ...].
+      within: the range in which a mean can lie, such as ``PERCENT`` for accuracies. Intervals are
+        cut to it. They hold the true mean as often as before, since that is never in what is cut.
+
+    Returns:
+      Three arrays [...]; the ends are nan for fewer than 3 seeds.
+    """
     n = len(values)
     mean = values.mean(0)
-    if n < 2:
-        return mean, np.full_like(mean, np.nan)
+    if n < LEAST:
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
     from scipy import stats  # as long to import as all else here
 
-    t = stats.t.ppf(0.5 + LEVEL / 2, n - 1)
-    return mean, t * values.std(0, ddof=1) / np.sqrt(n)
+    half = stats.t.ppf(0.5 + LEVEL / 2, n - 1) * values.std(0, ddof=1) / np.sqrt(n)
+    return mean, np.maximum(mean - half, within[0]), np.minimum(mean + half, within[1])
 
 
 def curves(rows: Sequence[Row], arm: str, column: str) -> tuple[np.ndarray, np.ndarray]:
     """An arm's (rounds [n], values [seeds, n]) wherever the column was recorded."""
-    points: dict[int, dict[int, float]] = {}
+    return _aligned(_points(rows, arm, column))
+
+
+def differences(
+    rows: Sequence[Row], arm: str, reference: str, column: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rounds [n], values [seeds, n]) of an arm minus those of another one, seed by seed.
+
+    Only the seeds and rounds that both of them have are in it; [0] and [0] where there are none.
+    """
+    mine, other = (_points(rows, name, column) for name in (arm, reference))
+    both = {
+        r: {s: v - other[r][s] for s, v in of.items() if s in other[r]}
+        for r, of in mine.items()
+        if r in other
+    }
+    return _aligned({r: of for r, of in both.items() if of})
+
+
+Points = dict[int, dict[int, float]]
+"""round -> seed -> value"""
+
+
+def _points(rows: Sequence[Row], arm: str, column: str) -> Points:
+    points: Points = {}
     for row in rows:
         if row["arm"] == arm and row.get(column) is not None:
             points.setdefault(row["round"], {})[row["seed"]] = row[column]
+    return points
+
+
+def _aligned(points: Points) -> tuple[np.ndarray, np.ndarray]:
+    """Of the seeds that the last round has; nan where one of them lacks an earlier round."""
     rounds = sorted(points)
     seeds = sorted(points[rounds[-1]]) if rounds else []
     values = [[points[r].get(seed, np.nan) for r in rounds] for seed in seeds]
@@ -84,17 +144,26 @@ def _cost(row: Row, column: str) -> float:
     return math.inf if row[column] is None else row[column]
 
 
-def late_change(rows: Sequence[Row], arm: str, column: str = "test_accuracy") -> float:
-    """Mean of a column over the last tenth of the rounds minus that over the tenth before."""
+def late_change(rows: Sequence[Row], arm: str, column: str = "test_accuracy") -> float | None:
+    """Mean of a column over the last tenth of the rounds minus that over the tenth before.
+
+    None where no test falls into the tenth before.
+    """
     rounds, values = curves(rows, arm, column)
+    if not len(rounds):
+        return None
     mean, tenth = values.mean(0), rounds[-1] / 10
     late = rounds > rounds[-1] - tenth
     before = ~late & (rounds > rounds[-1] - 2 * tenth)
-    return float(mean[late].mean() - mean[before].mean()) if before.any() else float("nan")
+    return float(mean[late].mean() - mean[before].mean()) if before.any() else None
 
 
 def arm_summary(rows: Sequence[Row], arm: str) -> dict[str, Any]:
-    """What ``summary.json`` says of an arm. A cost may be infinite; "inf" in JSON."""
+    """What ``summary.json`` says of an arm. A cost may be infinite; "inf" in JSON.
+
+    "accuracy_ci95" is half the width of the interval before it is cut to what accuracies can be;
+    None for fewer than 3 seeds. A mean is None where there is no number to take it of.
+    """
     accuracy = interval(final(rows, arm, "test_accuracy"))
     mine = [row for row in rows if row["arm"] == arm]
     seeds = len({row["seed"] for row in mine})
@@ -103,13 +172,17 @@ def arm_summary(rows: Sequence[Row], arm: str) -> dict[str, Any]:
         "name": arm,
         "seeds": seeds,
         "rounds": last,
-        "accuracy_mean": accuracy.mean,
-        "accuracy_ci95": accuracy.half,
-        "loss_mean": interval(final(rows, arm, "test_loss")).mean,
-        "kept_weights": interval(final(rows, arm, "kept")).mean,
+        "accuracy_mean": _known(accuracy.mean),
+        "accuracy_ci95": _known(accuracy.high - accuracy.mean),
+        "loss_mean": _known(interval(final(rows, arm, "test_loss")).mean),
+        "kept_weights": _known(interval(final(rows, arm, "kept")).mean),
         "channel_uses": sum(_cost(row, "channel_uses") for row in mine) / seeds,
         "side_information": sum(_cost(row, "side_information") for row in mine) / seeds,
         "seconds": sum(_cost(row, "seconds") for row in mine) / seeds,
         "energy": sum(_cost(row, "energy") for row in mine) / seeds,
         "excluded_updates": sum(row["excluded"] for row in mine),
     }
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value

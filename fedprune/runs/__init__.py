@@ -1,6 +1,8 @@
 """Runs on the host: their directories and rows, and how an experiment is run in one.
 
-``runs.execution``, ``runs.loop`` and ``runs.checkpoint`` need JAX and are imported by themselves.
+``runs.writers`` says where numbers go beside the rows, of which ``runs.tensorboard`` and
+``runs.mlflow`` are two places. ``runs.execution``, ``runs.loop`` and ``runs.checkpoint`` need JAX.
+All of these are imported by themselves.
 """
 
 from fedprune.runs.directory import LOCK as LOCK

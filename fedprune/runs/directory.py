@@ -94,6 +94,11 @@ class RunDirectory:
                     self.close()
                     raise
 
+    @property
+    def id(self) -> str:
+        """The run's, which stays when it is resumed."""
+        return read_json(self.path / "run.json")["id"]
+
     def record(self, environment: dict[str, Any]) -> None:
         """Adds this start to ``run.json``, and logs in what it differs from the one before.
 

@@ -23,6 +23,7 @@ from fedprune import backend, build, data, mesh, processes, run
 from fedprune import config as cfg
 from fedprune.runs import Row, RunDirectory, checkpoint, loop
 from fedprune.runs.checkpoint import CheckpointError
+from fedprune.runs.writers import Log
 from fedprune.types import Model
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,10 @@ def about(plan: Plan) -> dict[str, Any]:
 
 
 def execute(
-    plan: Plan, directory: RunDirectory | None, stop: Callable[[], bool] = lambda: False
+    plan: Plan,
+    directory: RunDirectory | None,
+    stop: Callable[[], bool] = lambda: False,
+    out: Log | None = None,
 ) -> list[Row]:
     """Runs a plan to its end in a run directory, resuming what is there; returns all its rows.
 
@@ -98,15 +102,17 @@ def execute(
       plan: what to run.
       directory: process 0's; None on the others, which get no rows.
       stop: asked between segments, see ``loop.train``.
+      out: writers of the rows, likewise; None: they are in ``metrics.jsonl`` alone.
 
     Raises:
       Stopped: ``stop`` said so, and the state is saved.
       CheckpointError: what is there cannot be continued, a checkpoint cannot be written, or the
         disk has no room for one of every program.
+      WriterError: a writer has failed.
     """
     folder, c = None if directory is None else directory.path, plan.config.run
     processes.together(lambda: _check_disk(folder, plan.checkpoints))
-    return loop.train(plan.programs, folder, c.rounds, c.every, c.save_every, stop)
+    return loop.train(plan.programs, folder, c.rounds, c.every, c.save_every, stop, out)
 
 
 class _Made(NamedTuple):
@@ -187,8 +193,8 @@ def _program(
         )
 
     log.info(
-        "%s: %d runs (arms times seeds) of %d rounds on %d x %d devices (arms x clients)",
-        *(name, len(labels), config.run.rounds, layout.arm_devices, layout.client_devices),
+        "%s: runs (arms times seeds): %d; devices: %d for arms x %d for clients",
+        *(name, len(labels), layout.arm_devices, layout.client_devices),
     )
     return _Made(loop.Program(name, labels, start, segment, padded), network, size.checkpoint)
 

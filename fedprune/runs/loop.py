@@ -11,7 +11,6 @@ import contextlib
 import functools
 import hashlib
 import logging
-import time
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -19,9 +18,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
-from fedprune import bill, mesh, processes, run
+from fedprune import bill, mesh, processes, progress, run
 from fedprune.rounds import RoundInfo
 from fedprune.runs import MetricsFile, Row, checksum
 from fedprune.runs.checkpoint import (
@@ -32,6 +30,7 @@ from fedprune.runs.checkpoint import (
     leaves_of,
     rebuild,
 )
+from fedprune.runs.writers import Log
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +67,7 @@ def train(
     every: int,
     save_every: int,
     stop: Callable[[], bool] = lambda: False,
+    out: Log | None = None,
 ) -> list[Row]:
     """Runs all programs to their end, resuming from what ``folder`` holds.
 
@@ -78,6 +78,7 @@ def train(
       every: rounds between evaluations, the length of a segment.
       save_every: segments between checkpoints.
       stop: asked before every segment; if it is True on one process, all stop before this segment.
+      out: writers that are given every row as well, and are closed at the end.
 
     Returns:
       All rows of ``metrics.jsonl``; none where there is no folder.
@@ -86,20 +87,23 @@ def train(
       Stopped: ``stop`` said so, and the state is saved.
       CheckpointError: what is there cannot be continued, or a checkpoint cannot be written.
       RunDirectoryError: the rows that are there are damaged.
+      WriterError: a writer has failed.
       ProcessesError: that happened to process 0, or the processes run different programs.
     """
+    out = out or Log()
     metrics = (
         None if folder is None else MetricsFile(folder, [program.name for program in programs])
     )
-    bar = tqdm(
-        total=rounds * len(programs), unit="round", disable=None if processes.is_first() else True
-    )
+    parts = [progress.Part(p.name, rounds, len(p.labels)) for p in programs]
     try:
-        for program in programs:
-            with contextlib.closing(_Record(program, folder, metrics)) as record:
-                _train(program, record, bar, rounds, every, save_every, stop)
-    finally:
-        bar.close()
+        with progress.show(parts, processes.is_first()) as shown:
+            for program in programs:
+                with contextlib.closing(_Record(program, folder, metrics, out)) as record:
+                    _train(program, record, shown, rounds, every, save_every, stop)
+    except BaseException as e:
+        out.close("stopped" if isinstance(e, Stopped | KeyboardInterrupt) else "failed")
+        raise
+    processes.together(lambda: out.close("finished"))
     if not metrics:
         return []
     metrics.order()
@@ -110,8 +114,10 @@ class _Record:
     """Rows and checkpoints of a program, which process 0 has. All processes call every method, so
     that what fails there fails everywhere."""
 
-    def __init__(self, program: Program, folder: Path | None, metrics: MetricsFile | None) -> None:
-        self._program, self._metrics = program, metrics
+    def __init__(
+        self, program: Program, folder: Path | None, metrics: MetricsFile | None, out: Log
+    ) -> None:
+        self._program, self._metrics, self._out = program, metrics, out
         self._checkpoints = (
             None if folder is None else Checkpoints(folder / "checkpoints" / program.name)
         )
@@ -145,6 +151,8 @@ class _Record:
                 copy = self._metrics.set_aside()
                 log.warning("metrics.jsonl: %s; a copy of it is %s", faults[0], copy)
             self._metrics.keep(lambda row: row["program"] != name or row["round"] <= done)
+            kept = [row for row in rows if row["round"] <= done]
+            self._out.begin(self._program.labels, done, kept)
             return done
 
         return processes.gather(read)[0]
@@ -162,6 +170,7 @@ class _Record:
         def write() -> None:
             if self._metrics:
                 self._metrics.write(rows)
+                self._out.write(rows)
 
         processes.together(write)
 
@@ -195,16 +204,18 @@ class _Record:
 def _train(
     program: Program,
     record: _Record,
-    bar: tqdm,
+    shown: progress.Progress,
     rounds: int,
     every: int,
     save_every: int,
     stop: Callable[[], bool],
 ) -> None:
     done = saved = record.done(rounds)
-    bar.update(done)
-    if done:
+    if done == rounds:
+        log.info("%s: all its %d rounds were done before", program.name, rounds)
+    elif done:
         log.info("%s: resuming after round %d", program.name, done)
+    shown.start(done)
     if done == rounds:
         return
     arms = program.start()
@@ -219,8 +230,7 @@ def _train(
         processes.require_same(lambda: {f"{program.name} as compiled": _code(compiled, arms)})
         return compiled
 
-    segments, began, first = 0, time.monotonic(), done
-    bar.set_description(f"{program.name} (compiling)")
+    segments = 0
     while done < rounds:
         if any(processes.gather(stop)):
             if saved < done:
@@ -236,15 +246,7 @@ def _train(
         if segments % save_every == 0 or done == rounds:
             record.save(done, arms)
             saved = done
-        accuracy = float(np.mean(measured.accuracy[: len(program.labels)]))
-        bar.set_description(program.name)
-        bar.set_postfix(accuracy=f"{accuracy:.3f}")
-        bar.update(length)
-        left = (time.monotonic() - began) / (done - first) * (rounds - done)
-        log.info(
-            "%s: round %d of %d, mean accuracy %.3f, %.0f s left in this program",
-            *(program.name, done, rounds, accuracy, left),
-        )
+        shown.advance(done, float(np.mean(measured.accuracy[: len(program.labels)])))
     record.finish()
 
 

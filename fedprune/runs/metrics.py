@@ -1,4 +1,4 @@
-"""The rows of a run: ``metrics.jsonl``, and the same numbers as TensorBoard scalars."""
+"""The rows of a run: ``metrics.jsonl``."""
 
 from __future__ import annotations
 
@@ -6,25 +6,22 @@ import hashlib
 import json
 import os
 import shutil
-import socket
-import struct
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedprune.runs.files import RunDirectoryError, naming, numbered, write_text
-from fedprune.runs.values import flat, strict
+from fedprune.runs.values import strict
 
 Row = dict[str, Any]
 """program, arm, seed, round (1-based: rounds done) and numbers, lists of them, or mappings"""
 
 
 class MetricsFile:
-    """``metrics.jsonl``, a line a round and arm, and the same numbers as TensorBoard scalars.
+    """``metrics.jsonl``, a line a round and arm.
 
-    No file is held open, and no thread writes: what does not fit on the disk is an error of the
-    call that writes it.
+    The file is not held open, and no thread writes: what does not fit on the disk is an error of
+    the call that writes it.
 
     Args:
       folder: the run directory.
@@ -34,8 +31,6 @@ class MetricsFile:
     def __init__(self, folder: Path, programs: Sequence[str] | None = None) -> None:
         self._programs = programs
         self._path = folder / "metrics.jsonl"
-        self._boards = folder / "tensorboard"
-        self._begun: dict[str, Path] = {}
         self._sums: dict[str, list[str]] = {}
 
     def rows(self) -> list[Row]:
@@ -93,45 +88,6 @@ class MetricsFile:
             f.flush()
             os.fsync(f.fileno())
         self._count(rows)
-        boards: dict[str, list[Row]] = {}
-        for row in rows:
-            boards.setdefault(f"{row['arm']}/seed{row['seed']}", []).append(row)
-        for name, mine in boards.items():
-            self._show(name, mine)
-
-    def _show(self, name: str, rows: Sequence[Row]) -> None:
-        """Appends rows of one arm and seed to its file of TensorBoard events."""
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.summary import scalar
-
-        now, events = time.time(), []
-        if name not in self._begun:
-            host = socket.gethostname()
-            self._begun[name] = self._boards / name / f"events.out.tfevents.{now:.6f}.{host}"
-            events.append(Event(wall_time=now, file_version="brain.Event:2"))
-            # What an interrupted run wrote from this round on is void.
-            start = SessionLog(status=SessionLog.START)
-            events.append(Event(wall_time=now, step=rows[0]["round"], session_log=start))
-        for row in rows:
-            for column, value in flat(row):
-                number = isinstance(value, int | float)  # neither null nor a histogram
-                if number and column not in ("program", "arm", "seed", "round"):
-                    shown = scalar(column, value)
-                    events.append(Event(wall_time=now, step=row["round"], summary=shown))
-        file = self._begun[name]
-        with naming(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("ab") as f:
-                f.writelines(_record(event.SerializeToString()) for event in events)
-
-
-def _record(data: bytes) -> bytes:
-    """One record of a TFRecord file, which TensorBoard reads."""
-    from tensorboardX.record_writer import masked_crc32c
-
-    size = struct.pack("<Q", len(data))
-    sums = [struct.pack("<I", masked_crc32c(part)) for part in (size, data)]
-    return size + sums[0] + data + sums[1]
 
 
 def read_rows(path: Path) -> Iterator[Row]:

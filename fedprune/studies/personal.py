@@ -32,9 +32,11 @@ def client_table(rows: Sequence[Row], names: Sequence[str], rounds: int = LAST) 
         )
         body.append([
             name,
-            *(str(rp.interval(points(rows, name, f"test_{c}", rounds))) for c in ("mean", "worst")),
-            str(rp.interval(points(rows, name, "test_accuracy", rounds))),
-            f"{rp.final(rows, name, 'test_loss').mean():.3f}",
+            *(
+                str(rp.interval(points(rows, name, f"test_{column}", rounds), rp.PERCENT))
+                for column in ("mean", "worst", "accuracy")
+            ),
+            f"{rp.interval(rp.final(rows, name, 'test_loss'), rp.NOT_NEGATIVE):.3f}",
             *(str(counts[a:b].sum()) for a, b in pairwise(limits)),
         ])  # fmt: skip
     header = ["arm", "mean of clients (%)", "worst tenth (%)", "pooled (%)", "loss"]

@@ -54,7 +54,7 @@ def collect(folders: Sequence[Path]) -> Collection:
     A folder "trials" in a folder that is no run holds the runs in place of it, as in a sweep's.
 
     Raises:
-      RunError: a folder is missing, no run and no folder of runs, or damaged.
+      RunError: a folder is missing, given twice, no run and no folder of runs, or damaged.
     """
     for folder in folders:
         if not folder.is_dir():
@@ -68,6 +68,10 @@ def collect(folders: Sequence[Path]) -> Collection:
             raise RunError(f"{folder}: holds neither a run (no {CONFIG}) nor folders of runs")
         left_out = [p.name for p in inside if p not in paths]
         return Collection(folder.resolve().name, [read(p) for p in paths], True, left_out)
+    places = [folder.resolve() for folder in folders]
+    for folder, place in zip(folders, places, strict=True):
+        if places.count(place) > 1:
+            raise RunError(f"{folder}: is given more than once, and would be compared with itself")
     runs = [read(folder) for folder in folders]
     names = [run.name for run in runs]
     if len(set(names)) < len(names):

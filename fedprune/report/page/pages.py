@@ -12,7 +12,7 @@ from fedprune import __version__
 from fedprune.report import claims
 from fedprune.report.page import pictures, tables
 from fedprune.report.page.collection import Collection, Run, collect, duration, rounds
-from fedprune.report.page.settings import Setting, grouped, panels_of
+from fedprune.report.page.settings import Setting, differing, grouped, panels_of
 from fedprune.report.page.text import span
 from fedprune.runs import write_text
 
@@ -63,6 +63,7 @@ def _content(found: Collection) -> dict[str, Any]:
         "facts": _facts(runs, settings),
         "unfinished": [run.name for run in runs if not run.finished],
         "compared": None if single else tables.compared(runs),
+        "equal": [] if single else _equal(runs),
         "changed": tables.changed(runs[0]) if single else None,
         "all_fields": [(run.name, tables.fields(run)) for run in runs],
         "claims": [(run.name, claim) for run in runs for claim in run.summary["claims"]],
@@ -79,6 +80,25 @@ def _content(found: Collection) -> dict[str, Any]:
         "starts": tables.starts(runs),
         "without_record": [run.name for run in runs if not run.record["starts"]],
     }
+
+
+def _equal(runs: Sequence[Run]) -> list[str]:
+    """What is said of runs that agree in more than a reader expects, a sentence each."""
+    said = []
+    if len(runs) > 1 and not differing(runs):
+        said.append("All runs have the same configuration.")
+    groups: list[list[Run]] = []
+    for run in runs:
+        same = next((g for g in groups if run.rows and g[0].rows == run.rows), None)
+        if same is None:
+            groups.append([run])
+        else:
+            same.append(run)
+    for group in groups:
+        if len(group) > 1:
+            names = ", ".join(run.name for run in group)
+            said.append(f"Equal in every row, so that their curves lie on one another: {names}.")
+    return said
 
 
 def _own_figures(folder: Path) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ COSTS = {
     "energy": "joules",
     "channel_uses": "channel uses",
 }
-BANDS = "Lines are means over the seeds, bands 95 % Student intervals; no band: one seed."
+BANDS = "Lines are means over the seeds, bands 95 % Student intervals; no band: one or two seeds."
 
 
 class Picture(NamedTuple):
@@ -35,32 +35,74 @@ class Picture(NamedTuple):
 
 def against_round(panels: Sequence[Panel]) -> list[Picture]:
     reference = any(m.style is None for panel in panels for m in panel.members)
-    dashed = " The black dashed line is the first arm, for reference." if reference else ""
-    clipped = " The axis holds all means after the first sixth of the rounds; bands may leave it."
+    dashed = (
+        " The black dashed line is the reference, the first arm of its setting; beside it no other"
+        " arm has its band."
+    ) * reference
+    clipped = (
+        " The axis shows all means after the first sixth of the rounds; an interval that is wider"
+        " is cut off at its edge."
+    )
     pictures = []
     for column, heading, label in (
         (ACCURACY, "Accuracy against round", "test accuracy (%)"),
         ("test_worst", "The worst tenth of the clients against round", "accuracy (%)"),
     ):
-        axes = Axes("round", label, ylim=_limits(panels, column))
+        axes = Axes("round", label, ylim=_limits(panels, column), one_band=True)
 
         def line(member: Member, column: str = column) -> Line | None:
-            return _curve(member, column, 100.0)
+            return _curve(member, column, 100.0, statistics.PERCENT)
 
         drawn = _drawn(panels, line, axes)
         pictures += _picture(heading, BANDS + dashed + clipped, drawn)
+        if column == ACCURACY:
+            pictures += _against_reference(panels)
     return pictures
+
+
+def _against_reference(panels: Sequence[Panel]) -> list[Picture]:
+    """What arms have above the reference of their panel, seed by seed."""
+
+    def line(member: Member) -> Line | None:
+        other = member.reference
+        if other is None:
+            return None
+        rows = [*member.rows, *other.rows]
+        x, values = statistics.differences(rows, member.arm, other.arm, ACCURACY)
+        if not len(x):
+            return None
+        return Line(member.label, member.style, x, *statistics.band(100 * values))
+
+    found = [li for panel in panels for m in panel.members if (li := line(m)) is not None]
+    late = [li.y[len(li.y) // 6 :] for li in found if li.y is not None]
+    late += [end[len(end) // 2 :] for li in found for end in (li.low, li.high)]
+    axes = Axes("round", "points above the reference", ylim=_ends(late), zero=True)
+    caption = (
+        "Differences from the reference of each panel, paired by seed: what seeds have in common"
+        f" cancels. {BANDS}"
+    )
+    return _picture("Accuracy beside the reference", caption, _drawn(panels, line, axes))
+
+
+def _ends(values: Sequence[np.ndarray]) -> tuple[float, float] | None:
+    """The smallest and the largest number, and zero, with some room."""
+    every = np.concatenate([np.zeros(1), *values])
+    every = every[np.isfinite(every)]
+    room = 0.06 * np.ptp(every) or 1.0
+    return float(every.min() - room), float(every.max() + room)
 
 
 def _limits(panels: Sequence[Panel], column: str) -> tuple[float, float] | None:
     """Of percent, at tens: all means after the first sixth."""
-    found = [_curve(m, column, 100.0) for panel in panels for m in panel.members]
+    found = [
+        _curve(m, column, 100.0, statistics.PERCENT) for panel in panels for m in panel.members
+    ]
     late = [line.y[len(line.y) // 6 :] for line in found if line is not None and line.y is not None]
     if not late:
         return None
     ends = np.concatenate(late)
     low, high = 10 * np.floor(np.nanmin(ends) / 10), 10 * np.floor(np.nanmax(ends) / 10) + 10
-    return max(0.0, low), min(101.0, high)
+    return max(0.0, low), min(100.0, high)
 
 
 def against_costs(panels: Sequence[Panel]) -> list[Picture]:
@@ -68,7 +110,7 @@ def against_costs(panels: Sequence[Panel]) -> list[Picture]:
     for column, name in COSTS.items():
 
         def line(member: Member, column: str = column) -> Line | None:
-            found = _curve(member, ACCURACY, 100.0)
+            found = _curve(member, ACCURACY, 100.0, statistics.PERCENT)
             if found is None or not any(row.get(column) for row in member.rows):
                 return None
             total = statistics.spent(member.rows, member.arm, column, found.x)
@@ -76,7 +118,8 @@ def against_costs(panels: Sequence[Panel]) -> list[Picture]:
             y = None if found.y is None else found.y[known]
             return found._replace(x=total[known], y=y, low=found.low[known], high=found.high[known])
 
-        axes = Axes(f"{name} so far", "test accuracy (%)", True, ylim=_limits(panels, ACCURACY))
+        limits = _limits(panels, ACCURACY)
+        axes = Axes(f"{name} so far", "test accuracy (%)", True, ylim=limits, one_band=True)
         caption = f"The same accuracies against what all clients together had spent. {BANDS}"
         if column == "seconds":
             caption = f"The same accuracies against the time on the simulated clock. {BANDS}"
@@ -111,15 +154,17 @@ def swept(settings: Sequence[Setting]) -> list[Picture]:
                 drawn = [_points(label, i, points) for i, (label, points) in enumerate(some)]
                 text = f"{title} final accuracy against {path}: {', '.join(dict(some))}"
                 made.append((title, text, plots.lines(title, drawn, axes)))
-        caption = "After the last round of each arm: means and 95 % Student intervals over seeds."
+        caption = (
+            "After the last round of each arm: means, 95 % Student intervals of 3 seeds or more."
+        )
         pictures += _picture(f"Final accuracy against {path}", caption, made)
     return pictures
 
 
 def _points(label: str, style: int, points: dict[float, np.ndarray]) -> Line:
     x = sorted(points)
-    mean, half = np.array([statistics.interval(points[v]) for v in x]).T
-    return Line(label, style, np.array(x), mean, mean - half, mean + half)
+    drawn = np.array([statistics.interval(points[v], statistics.PERCENT) for v in x]).T
+    return Line(label, style, np.array(x), *drawn)
 
 
 def sparsity(settings: Sequence[Setting]) -> list[Picture]:
@@ -167,7 +212,8 @@ def allocation(panels: Sequence[Panel]) -> list[Picture]:
         return Line(member.label, member.style, low[0], None, *bounds)
 
     def ratios(member: Member) -> Line | None:
-        mean = _curve(member, "ratio", 100.0) if has(member, "ratio") else None
+        told = has(member, "ratio")
+        mean = _curve(member, "ratio", 100.0, statistics.PERCENT) if told else None
         if mean is None or mean.y is None:
             return None
         between = ends(member, "ratio")
@@ -190,7 +236,9 @@ def allocation(panels: Sequence[Panel]) -> list[Picture]:
         f"Time on the simulated clock that a round took. {BANDS}",
         _drawn(
             panels,
-            lambda m: _curve(m, "seconds", 1e3) if has(m, "seconds") else None,
+            lambda m: (
+                _curve(m, "seconds", 1e3, statistics.NOT_NEGATIVE) if has(m, "seconds") else None
+            ),
             Axes("round", "ms a round"),
         ),
     )
@@ -242,10 +290,9 @@ def _drawn(
         yield panel.title, text, plots.lines(panel.title, ls, axes)
 
 
-def _curve(member: Member, column: str, scale: float = 1.0) -> Line | None:
+def _curve(member: Member, column: str, scale: float, within: statistics.Range) -> Line | None:
     """A column against the round, mean and 95 % interval over seeds."""
     x, values = statistics.curves(member.rows, member.arm, column)
     if not len(x):
         return None
-    mean, half = statistics.band(scale * values)
-    return Line(member.label, member.style, x, mean, mean - half, mean + half)
+    return Line(member.label, member.style, x, *statistics.band(scale * values, within))

@@ -11,12 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedprune.report.drawing import STYLE, label_decades
+from fedprune.report.drawing import COLOURS, DASHES, MARKERS, REFERENCE, STYLE, label_decades
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-"""Okabe and Ito's colours that have contrast with white, told apart by all kinds of colour vision;
-dashes tell the lines apart on grey paper."""
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1, 1.5, 1)))
 PER_PANEL = len(COLOURS)
 PLAIN = STYLE | {"font.size": 8.5, "text.parse_math": False}
 """Names are drawn as they are."""
@@ -47,6 +43,11 @@ class Axes(NamedTuple):
     ylim: tuple[float, float] | None = None
     points: bool = False
     """markers and error bars in place of lines with bands"""
+    one_band: bool = False
+    """only the reference has its band, where a panel has a reference: those of many would hide
+    the lines"""
+    zero: bool = False
+    """a dashed line at zero, where the reference is"""
 
 
 def lines(title: str, drawn: Sequence[Line], axes: Axes) -> str:
@@ -58,8 +59,12 @@ def lines(title: str, drawn: Sequence[Line], axes: Axes) -> str:
         figure = Figure(figsize=(WIDTH, height))
         box = (0.165, (legend + 0.46) / height, 0.805, (PLOT_HEIGHT - 0.78) / height)
         plot = figure.add_axes(box)
+        if axes.points:
+            drawn = _apart(drawn)
+        sole = axes.one_band and any(line.style is None for line in drawn)
         for line in drawn:
-            _draw(plot, line._replace(label=_short(line.label)), axes)
+            banded = not sole or line.style is None
+            _draw(plot, line._replace(label=_short(line.label)), axes, banded)
         plot.set(xlabel=axes.xlabel, ylabel=axes.ylabel, ylim=axes.ylim)
         plot.set_title(_short(title), fontsize=9, loc="left")
         plot.yaxis.set_label_coords(-0.155, 0.5)
@@ -73,6 +78,8 @@ def lines(title: str, drawn: Sequence[Line], axes: Axes) -> str:
             plot.xaxis.set_major_locator(MaxNLocator(integer=True))
         else:
             plot.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+        if axes.zero:
+            plot.axhline(0, lw=0.9, **REFERENCE)
         plot.grid(alpha=0.3, lw=0.5)
         figure.legend(
             frameon=False, loc="lower left", bbox_to_anchor=(0.02, 0.0), fontsize=7.5,
@@ -82,14 +89,26 @@ def lines(title: str, drawn: Sequence[Line], axes: Axes) -> str:
         return _svg(figure)
 
 
-def _draw(plot: Any, line: Line, axes: Axes) -> None:
-    style: dict[str, Any] = {"color": "black", "ls": (0, (2, 2)), "zorder": 4}
+def _apart(drawn: Sequence[Line]) -> list[Line]:
+    """Points a little beside each other, so that their intervals can be told apart."""
+    span = np.ptp(np.concatenate([line.x for line in drawn]))
+    middle = (len(drawn) - 1) / 2
+    return [li._replace(x=li.x + 0.012 * span * (i - middle)) for i, li in enumerate(drawn)]
+
+
+def _draw(plot: Any, line: Line, axes: Axes, banded: bool) -> None:
+    style = dict(REFERENCE)
     if line.style is not None:
         i = line.style
         style = {"color": COLOURS[i % PER_PANEL], "ls": DASHES[i % len(DASHES)], "zorder": 3}
     if axes.points and line.y is not None:
-        bars = np.nan_to_num(np.stack([line.y - line.low, line.high - line.y]))
-        style |= {"marker": "os^Dvp"[(line.style or 0) % 6], "ms": 4, "capsize": 2.5, "lw": 1.2}
+        bars = np.stack([line.y - line.low, line.high - line.y])
+        style |= {
+            "marker": MARKERS[(line.style or 0) % len(MARKERS)],
+            "ms": 4,
+            "capsize": 2.5,
+            "lw": 1.2,
+        }
         plot.errorbar(line.x, line.y, bars, label=line.label, **style)
         return
     if line.y is None:
@@ -97,7 +116,8 @@ def _draw(plot: Any, line: Line, axes: Axes) -> None:
         plot.plot(line.x, line.high, lw=0.9, label=line.label, **style)
     else:
         plot.plot(line.x, line.y, lw=1.5, label=line.label, **style)
-    plot.fill_between(line.x, line.low, line.high, color=style["color"], alpha=0.13, lw=0)
+    if banded:
+        plot.fill_between(line.x, line.low, line.high, color=style["color"], alpha=0.13, lw=0)
 
 
 def heat(title: str, names: Sequence[str], rounds: np.ndarray, percent: np.ndarray) -> str:

@@ -32,6 +32,8 @@ class Member(NamedTuple):
     """position in the panel; None: the reference"""
     arm: str
     rows: Sequence[Row]
+    reference: Member | None = None
+    """of its panel, from which its difference is drawn"""
 
 
 class Panel(NamedTuple):
@@ -109,10 +111,30 @@ def chunks(values: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 def _families(setting: Setting, prefix: str) -> list[Panel]:
-    """Arms whose names differ in numbers only, a panel each with the first arm as reference."""
-    first, *others = setting.rows or [""]
-    if not setting.rows:
-        return []
+    """Panels of one setting, each with the first arm of its own place as reference.
+
+    A place is what an arm's name says beside the method: "full" and "-5dB" in
+    "full/one-shot-90@-5dB". Arms of one place whose names differ in numbers only have a panel.
+    """
+    places: dict[str, list[str]] = {}
+    for arm in setting.rows:
+        places.setdefault(_place(arm), []).append(arm)
+    if all(len(arms) == 1 for arms in places.values()):
+        places = {"": list(setting.rows)} if setting.rows else {}
+    return [
+        panel for place, arms in places.items() for panel in _of_place(setting, prefix, place, arms)
+    ]
+
+
+def _place(arm: str) -> str:
+    found = re.fullmatch(r"(?:([\w.+ -]+)/)?[^@]*(?:@([\w.+ -]+))?", arm)
+    return ", ".join(filter(None, found.groups())) if found else ""
+
+
+def _of_place(setting: Setting, prefix: str, place: str, arms: Sequence[str]) -> list[Panel]:
+    first, *others = arms
+    if not others:
+        return [Panel(f"{prefix}{place}", [Member(first, 0, first, setting.rows[first])])]
     groups: dict[str, list[str]] = {}
     for arm in others:
         groups.setdefault(re.sub(r"[\d.]+", "", arm), []).append(arm)
@@ -120,13 +142,15 @@ def _families(setting: Setting, prefix: str) -> list[Panel]:
     families += [[arm for family in groups.values() if len(family) == 1 for arm in family]]
     if len(others) <= PER_PANEL:
         families = [others]
-    reference = [Member(first, None if others else 0, first, setting.rows[first])]
+    reference = Member(first, None, first, setting.rows[first])
     panels = []
-    for family in families if others else [[]]:
-        for some in list(chunks(family)) or ([] if others else [[]]):
-            title = prefix + (_common(some) if len(families) > 1 else "")
-            members = [Member(arm, i, arm, setting.rows[arm]) for i, arm in enumerate(some)]
-            panels.append(Panel(title, reference + members))
+    for family in families:
+        for some in chunks(family):
+            title = prefix + (_common(some) if len(families) > 1 else place)
+            members = [
+                Member(arm, i, arm, setting.rows[arm], reference) for i, arm in enumerate(some)
+            ]
+            panels.append(Panel(title, [reference, *members]))
     return panels
 
 

@@ -40,10 +40,11 @@ def results(settings: Sequence[Setting]) -> Table:
         for name, (column, scale) in shown.items():
             found = statistics.curves(rows, arm, column)[1]
             digits = 1 if scale == 100 else 3 if name == "test loss" else 0
+            within = statistics.PERCENT if scale == 100 else statistics.NOT_NEGATIVE
             values = scale * found[:, -1] if found.size else found
             whole = name == "weights kept" and values.size and np.ptp(values) == 0
             values = values[:1] if whole else values
-            cells.append(interval(values, digits) if values.size else "–")
+            cells.append(interval(values, digits, within) if values.size else "–")
         seeds = len({row["seed"] for row in rows})
         last = max(row["round"] for row in rows)
         excluded = sum(row.get("excluded") or 0 for row in rows)

@@ -16,10 +16,8 @@ def span(values: Sequence[Any]) -> str:
     return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
-def interval(values: np.ndarray, digits: int) -> str:
-    mean, half = statistics.interval(values)
-    text = f"{mean:,.{digits}f}"
-    return text if np.isnan(half) else f"{text} ± {half:,.{digits}f}"
+def interval(values: np.ndarray, digits: int, within: statistics.Range = statistics.ANY) -> str:
+    return f"{statistics.interval(values, within):,.{digits}f}"
 
 
 def number(value: float) -> str:
