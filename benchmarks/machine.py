@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from fedprune.nn.table import processor
+
 
 def facts() -> dict[str, object]:
     """Processor and cores."""
@@ -32,15 +34,6 @@ def in_turns(calls: Mapping[str, Callable[[], object]], turns: int) -> dict[str,
             if i:
                 times[name].append(time.perf_counter() - began)
     return times
-
-
-def processor() -> str:
-    """The processor's name, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return "unknown"
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
 
 
 def peak_memory_mb(pid: int) -> float | None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import figure, machine, table
+from benchmarks import figure, forms, machine, table
 from benchmarks.peers import fedprune as ours
 from benchmarks.workloads import LAYERS, NAMES, WORKLOADS, images, workload
 
@@ -75,6 +75,34 @@ def test_memory_of_this_process():
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     assert machine.peak_memory_mb(os.getpid()) >= 0.99 * own
     assert machine.peak_memory_mb(2**30) is None
+
+
+def test_slow_forms_leave_after_a_turn():
+    """One call warms up and one is timed; then those within twice the fastest go on."""
+    clock, called = [0.0], dict.fromkeys("abc", 0)
+
+    def takes(name, seconds):
+        def call():
+            called[name] += 1
+            clock[0] += seconds
+
+        return call
+
+    seconds = {"a": 1.0, "b": 2.5, "c": 1.5}
+    calls = {name: takes(name, value) for name, value in seconds.items()}
+    assert forms.measured(calls, float("inf"), lambda: clock[0]) == seconds
+    assert called == {"a": 51, "b": 2, "c": 51}
+
+
+@pytest.mark.parametrize("kind", ["out", "input", "kernel"])
+def test_forms_of_a_layer_agree(kind):
+    """All that are timed compute the same."""
+    layer = forms.Layer(5, (2, 3), 3, 2 if kind == "input" else 1)
+    calls = forms.calls(layer, kind, 2, 2, "float32")
+    assert {*calls} >= {"sequential", "grouped", "places"}
+    first, *rest = (call() for call in calls.values())
+    for other in rest:
+        np.testing.assert_allclose(other, first, atol=2e-5)
 
 
 WORKER = """

@@ -502,11 +502,6 @@ def test_operands_that_do_not_match(x, w, message):
         nn.conv(x, w)
 
 
-def test_unknown_lowering():
-    with pytest.raises(ValueError, match="'fast' is not one of auto, sequential, grouped"):
-        nn.conv(jnp.ones((1, 3, 3, 1)), jnp.ones((1, 1, 1, 1)), lowering="fast")
-
-
 @pytest.mark.parametrize("strides", [1, 2])
 def test_kernel_larger_than_the_input_has_zero_gradients(strides):
     """VALID leaves no output; ``lax`` gives zero gradients of the operands' shapes."""

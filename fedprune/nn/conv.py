@@ -18,14 +18,14 @@ any order, forward or reverse.
 Why a primitive and not ``lax.conv_general_dilated`` under ``vmap``: XLA's CPU backend only
 recognises *canonical* convolutions (batch first, features last) inside a loop body, and ``vmap``
 over per-client kernels turns them into grouped convolutions; either costs 35x or more. Here all
-three gradients are written as canonical convolutions, and leading vmapped axes are kept apart
-until lowering, where each backend gets the form that it runs best (see ``LOWERINGS``).
+three gradients are written as canonical convolutions and as matrix products, and leading vmapped
+axes are kept apart until lowering, where each convolution gets a form that suits its shape and the
+device (see ``LOWERINGS``).
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -36,7 +36,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from fedprune import tree
-from fedprune.nn.forms import FORMS, Kind, Window, on_cpu
+from fedprune.nn import table
+from fedprune.nn.forms import CANONICAL, Kind, Window
+from fedprune.nn.lowering import lower
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -49,10 +51,19 @@ _OPERANDS: dict[Kind, tuple[str, str]] = {
 _KIND = {frozenset(operands): kind for kind, operands in _OPERANDS.items()}
 _RESULT: dict[Kind, str] = {"out": "y", "input": "x", "kernel": "w"}
 
-LOWERINGS = ("auto", "sequential", "grouped")
-"""How vmapped convolutions run: ``sequential``, one after another, each in the form that is fastest
-on CPU (a client's working set stays in cache); ``grouped``, one grouped convolution (best where the
-device is wide); ``auto`` takes the first on CPU and the second elsewhere."""
+LOWERINGS = ("auto", *table.FORMS)
+"""How convolutions run. The forms, of which ``auto`` takes one by the table of ``nn.table``:
+
+  sequential  XLA's convolution, one client after another (a client's working set stays in cache)
+  grouped     one grouped convolution of all clients
+  places      a matrix product for each place in the kernel
+  patches     one matrix product of all that the kernel sees at every position
+  subgrids    input gradients with strides as an ordinary convolution for each residue
+  winograd    3×3 kernels without strides, in fewer multiplications
+
+All but ``grouped`` take clients one after another on CPU, and all but ``sequential`` take them
+together elsewhere. What ``subgrids``, ``winograd`` and ``patches`` (input gradients with strides)
+do not cover runs as XLA's convolution."""
 
 
 def conv(
@@ -69,10 +80,11 @@ def conv(
       w: kernel [*k, c, d].
       strides: one stride, or one per spatial dimension.
       padding: "SAME", "VALID", or (low, high) per spatial dimension.
-      lowering: one of ``LOWERINGS``; only matters under vmap.
+      lowering: one of ``LOWERINGS``.
 
     Returns:
-      [b, *out, d], equal to ``lax.conv_general_dilated`` in value and in every derivative.
+      [b, *out, d], equal to ``lax.conv_general_dilated`` in value and in every derivative, up to
+      rounding; with ``winograd``, within its ``TOLERANCE``.
 
     Raises:
       ValueError: operands whose ranks, channels or dtypes do not match; strides, padding or a
@@ -96,7 +108,14 @@ def conv(
     if len(pads) != n:
         raise ValueError(f"conv: padding {padding} is not for {n} spatial dimensions")
     window = (x.shape[1:-1], w.shape[:-2], stride, pads)
-    return _bind("out", x, w, window=window, lead=0, lowering=lowering)
+    return _bind("out", x, w, window=window, lead=0, lowering=lowering, device=_accelerator())
+
+
+def _accelerator() -> str:
+    """The kind of the accelerators that the program being traced is for, as their mesh has it; ""
+    without one. (CPU is known when a program is lowered.)"""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return "" if device is None else device.device_kind
 
 
 def per_dimension(name: str, value: int | Sequence[int], n: int) -> tuple[int, ...]:
@@ -117,36 +136,9 @@ def _bind(kind: Kind, a, b, **params):
     return conv_p.bind(a, b, kind=kind, **params)
 
 
-def _alone(kind: Kind, a, b, window: Window):
-    return FORMS[kind](a, b, window)
-
-
-def _sequential(kind: Kind, window: Window, a, b):
-    return lax.map(lambda ab: on_cpu(kind, ab[0], ab[1], window), (a, b))
-
-
-def _grouped(kind: Kind, window: Window, a, b):
-    return jax.vmap(lambda a, b: _alone(kind, a, b, window))(a, b)
-
-
-def _lower(a, b, *, kind: Kind, window: Window, lead: int, lowering: str):
-    """Operands carry ``lead`` leading vmapped axes."""
-    if lead == 0:
-        return (on_cpu if lowering == "sequential" else _alone)(kind, a, b, window)
-    axes = a.shape[:lead]
-    flat = [t.reshape((math.prod(axes), *t.shape[lead:])) for t in (a, b)]
-    many = _sequential if lowering == "sequential" else _grouped
-    out = many(kind, window, *flat)
-    return out.reshape(axes + out.shape[1:])
-
-
-def _lower_on(platform_default: str, a, b, *, lowering: str, **params):
-    return _lower(a, b, lowering=platform_default if lowering == "auto" else lowering, **params)
-
-
-def _abstract(a, b, *, kind: Kind, window: Window, lead: int, lowering: str):
+def _abstract(a, b, *, kind: Kind, window: Window, lead: int, **params):
     shape = jax.eval_shape(
-        lambda a, b: FORMS[kind](a, b, window),
+        lambda a, b: CANONICAL[kind](a, b, window),
         jax.ShapeDtypeStruct(a.shape[lead:], a.dtype),
         jax.ShapeDtypeStruct(b.shape[lead:], b.dtype),
     ).shape
@@ -197,9 +189,6 @@ conv_p.def_abstract_eval(_abstract)
 ad.primitive_jvps[conv_p] = _jvp
 ad.primitive_transposes[conv_p] = _transpose
 batching.primitive_batchers[conv_p] = _batch
-mlir.register_lowering(
-    conv_p, mlir.lower_fun(partial(_lower_on, "grouped"), multiple_results=False)
-)
-mlir.register_lowering(
-    conv_p, mlir.lower_fun(partial(_lower_on, "sequential"), multiple_results=False), platform="cpu"
-)
+for _platform in (None, "cpu"):
+    _rule = mlir.lower_fun(partial(lower, _platform == "cpu"), multiple_results=False)
+    mlir.register_lowering(conv_p, _rule, platform=_platform)

@@ -1,14 +1,10 @@
-"""The three gradients of the trilinear form of ``nn.conv``, each in the forms that XLA runs fast.
-
-One form is a canonical convolution (batch first, features last), another one matrix product for
-each place in the kernel.
-"""
+"""The three gradients of the trilinear form of ``nn.conv`` as canonical convolutions (batch first,
+features last), and what makes these faster on CPU."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Literal
 
 import jax.numpy as jnp
@@ -18,7 +14,7 @@ Kind = Literal["out", "input", "kernel"]
 Window = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...]]
 
 
-def _canonical(lhs, rhs, strides, padding, lhs_dilation=None, rhs_dilation=None):
+def canonical(lhs, rhs, strides, padding, lhs_dilation=None, rhs_dilation=None):
     space = "DHW"[3 - (lhs.ndim - 2) :]
     spec = (f"N{space}C", f"{space}IO", f"N{space}C")
     if math.prod(rhs.shape[:-2]) > math.prod(lhs.shape[1:-1]):
@@ -36,7 +32,7 @@ def _canonical(lhs, rhs, strides, padding, lhs_dilation=None, rhs_dilation=None)
 
 def _out(x, w, window: Window):
     _, _, strides, padding = window
-    return _canonical(x, w, strides, padding)
+    return canonical(x, w, strides, padding)
 
 
 def _input(y, w, window: Window):
@@ -49,8 +45,12 @@ def _input(y, w, window: Window):
         dilated = (out - 1) * s + 1
         before = k - 1 - low
         pads.append((before, n + k - 1 - dilated - before))
-    flipped = jnp.flip(w, range(w.ndim - 2)).swapaxes(-1, -2)
-    return _canonical(y, flipped, (1,) * len(size), pads, lhs_dilation=strides)
+    return canonical(y, turned(w), (1,) * len(size), pads, lhs_dilation=strides)
+
+
+def turned(w):
+    """The kernel with which a cotangent is correlated: its places reversed, [*k, d, c]."""
+    return jnp.flip(w, range(w.ndim - 2)).swapaxes(-1, -2)
 
 
 def _kernel(x, y, window: Window):
@@ -65,7 +65,7 @@ def _kernel(x, y, window: Window):
     last = x.ndim - 1
     lhs = x.transpose(last, *range(1, last), 0)
     rhs = y.transpose(*range(1, last), 0, last)
-    out = _canonical(lhs, rhs, (1,) * len(size), pads, rhs_dilation=strides)
+    out = canonical(lhs, rhs, (1,) * len(size), pads, rhs_dilation=strides)
     return out.transpose(*range(1, last), 0, last)
 
 
@@ -85,7 +85,7 @@ def _kernel_tall(x, y, window: Window):
     lhs = lax.pad(x.transpose(3, 1, 2, 0), zero, [none, none, (left, right, 0), none])
     rhs = lax.pad(y.transpose(1, 2, 0, 3), zero, [(0, more, 0), none, none, none])
     lhs, rhs = lax.optimization_barrier((lhs, rhs))
-    out = _canonical(lhs, rhs, (1, 1), [(above, below), (0, 0)])
+    out = canonical(lhs, rhs, (1, 1), [(above, below), (0, 0)])
     return out.transpose(1, 2, 0, 3)
 
 
@@ -122,7 +122,7 @@ def _out_wider(x, w, window: Window):
     YNNPACK, XLA's library on CPU, is up to 1.7 times as fast at a large convolution that has any
     padding as at one that has none.
     """
-    return _canonical(x, w, (1, 1), [(0, 0), (0, 1)])[:, :, :-1]
+    return canonical(x, w, (1, 1), [(0, 0), (0, 1)])[:, :, :-1]
 
 
 MANY_PRODUCTS = 1_400_000
@@ -138,80 +138,20 @@ def _should_be_wider(x, window: Window) -> bool:
     return x.shape[0] * outputs * math.prod(kernel) * x.shape[-1] >= MANY_PRODUCTS
 
 
-FORMS: dict[Kind, Callable] = {"out": _out, "input": _input, "kernel": _kernel}
-
-
-def _places(window: Window) -> Iterator[tuple[tuple[int, ...], list[tuple[int, int, int]]]]:
-    """Each index into the kernel, and the padding that puts an output grid where it meets x there:
-    (before, after, between) for every spatial dimension; negative where x is longer."""
-    size, kernel, strides, padding = window
-    for index in itertools.product(*map(range, kernel)):
-        grid = []
-        for n, k, s, i, (low, high) in zip(size, kernel, strides, index, padding, strict=True):
-            out = (n + low + high - k) // s + 1
-            before = i - low
-            grid.append((before, n - before - (out - 1) * s - 1, s - 1))
-        yield index, grid
-
-
-def _seen(x, grid):
-    """The entries of x on a grid, zero outside x: [b, *out, c]."""
-    x = jnp.pad(x, [(0, 0), *((max(-a, 0), max(-b, 0)) for a, b, _ in grid), (0, 0)])
-    return x[(slice(None), *(slice(max(a, 0), _end(b), step + 1) for a, b, step in grid))]
-
-
-def _end(after: int) -> int | None:
-    return -after if after > 0 else None
-
-
-def _dot(a, b, over_a, over_b):
-    return lax.dot_general(a, b, ((over_a, over_b), ((), ())))
-
-
-def _out_places(x, w, window: Window):
-    last = x.ndim - 1
-    return sum(_dot(_seen(x, grid), w[i], (last,), (0,)) for i, grid in _places(window))
-
-
-def _input_places(y, w, window: Window):
-    last = y.ndim - 1
-    zero = jnp.zeros((), y.dtype)
-    return sum(
-        lax.pad(_dot(y, w[i], (last,), (1,)), zero, [(0, 0, 0), *grid, (0, 0, 0)])
-        for i, grid in _places(window)
-    )
-
-
-def _kernel_places(x, y, window: Window):
-    most = tuple(range(x.ndim - 1))
-    places = [_dot(_seen(x, grid), y, most, most) for _, grid in _places(window)]
-    return jnp.stack(places).reshape(*window[1], x.shape[-1], y.shape[-1])
-
-
-_BY_PLACE: dict[Kind, Callable] = {
-    "out": _out_places,
-    "input": _input_places,
-    "kernel": _kernel_places,
-}
+CANONICAL: dict[Kind, Callable] = {"out": _out, "input": _input, "kernel": _kernel}
 
 
 def on_cpu(kind: Kind, a, b, window: Window):
-    """The form that is faster on CPU (docs/performance.md).
-
-    Products by place avoid a transposed copy of a wide kernel, and windows of the size of an image
-    for the gradient of a kernel. They add up outside the products, hence not in short types.
-    """
+    """The canonical convolution that is faster on CPU (docs/performance.md)."""
     if not a.size or not b.size or a.dtype.itemsize < 4:
-        return FORMS[kind](a, b, window)
+        return CANONICAL[kind](a, b, window)
     channels = a.shape[-1], b.shape[-2 if kind == "input" else -1]
-    places = math.prod(window[1])
-    if places == 1 or (kind == "input" and min(channels) >= 256):
-        return _BY_PLACE[kind](a, b, window)
     if kind == "out":
         if _slow_channels(*channels):
             a, b = _with_channel(a, b)
         form = _out_wider if _should_be_wider(a, window) else _out
         return form(a, b, window)
+    places = math.prod(window[1])
     if kind == "kernel" and (places <= 9 or channels[0] <= 4) and _can_be_tall(b, window):
         return _kernel_tall(a, b, window)
-    return FORMS[kind](a, b, window)
+    return CANONICAL[kind](a, b, window)
