@@ -191,7 +191,7 @@ def outputs(notebook) -> list[list[tuple]]:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_is_committed_with_its_outputs(path):
-    """As ``make notebooks`` leaves it: no warning, no error, nothing of the machine that made it."""
+    """As ``make notebooks`` leaves it: no warning, no error, nothing of the machine behind it."""
     notebook = nbformat.read(path, as_version=4)
     for cell, found in zip(notebook.cells, outputs(notebook), strict=True):
         assert cell.cell_type != "code" or cell.execution_count
