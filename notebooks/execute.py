@@ -17,10 +17,15 @@ def executed(file: Path) -> nbformat.NotebookNode:
       CellExecutionError: a cell failed.
     """
     notebook = nbformat.read(file, as_version=4)
-    where = {"metadata": {"path": str(file.parent)}}
-    NotebookClient(
-        notebook, timeout=300, kernel_name="python3", record_timing=False, resources=where
-    ).execute()
+    client = NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(file.parent)}},
+    )
+    client.execute()
     notebook.metadata.language_info = {"name": "python"}
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
@@ -38,6 +43,5 @@ def _is_progress(text: str) -> bool:
 
 if __name__ == "__main__":
     for file in map(Path, sys.argv[1:] or sorted(HERE.glob("*.ipynb"))):
-        notebook = executed(file)
-        nbformat.write(notebook, file)
-        print(file)
+        nbformat.write(executed(file), file)
+        print(file.name)
