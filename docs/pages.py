@@ -123,10 +123,22 @@ def place(file: Path) -> tuple[str, str]:
 
 
 def _notebook(file: Path) -> str:
-    """A notebook's cells as Markdown."""
+    """A notebook's cells and their outputs as Markdown."""
     cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
-    code = {"code": "```python\n{}\n```", "markdown": "{}"}
-    return "\n\n".join(code[c["cell_type"]].format("".join(c["source"])) for c in cells) + "\n"
+    return "\n\n".join(part for cell in cells for part in _cell(cell)) + "\n"
+
+
+def _cell(cell: dict) -> Iterator[str]:
+    source = "".join(cell["source"])
+    yield f"```python\n{source}\n```" if cell["cell_type"] == "code" else source
+    for output in cell.get("outputs", ()):
+        data = output.get("data", {})
+        text = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
+        if "image/png" in data:
+            picture = "".join(data["image/png"].split())
+            yield f'<img src="data:image/png;base64,{picture}" alt="what the cell draws">'
+        elif text:
+            yield f"```text\n{text}\n```"
 
 
 def documents() -> Iterator[Path]:
