@@ -136,7 +136,7 @@ def test_derivatives_of_forms_equal_lax(form, stride):
 
         def step(now, _):
             gradient = jax.grad(lambda now: loss(*now) + curvature(*now))(now)
-            return jax.tree.map(lambda v, g: v - 20.0 * g, now, gradient), None
+            return jax.tree.map(lambda v, g: v - 5.0 * g, now, gradient), None
 
         return jax.jit(jax.vmap(lambda x, w: lax.scan(step, (x, w), length=2)[0]))(x, w)
 
