@@ -86,6 +86,7 @@ def rows_of_all_types(count, seed):
     }
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
 @pytest.mark.parametrize("chunk", [1, 3])
 @pytest.mark.parametrize("reduction", ["fast", "strict"])

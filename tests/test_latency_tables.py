@@ -119,7 +119,7 @@ def test_command(tmp_path):
     """One command writes tables, claims and a figure; a bad variant is refused in one line."""
     command = [sys.executable, "-m", "launch.main", f"--workdir={tmp_path / 'run'}"]
     config = "--config=experiments/latency_tables.py"
-    small = ["--config.run.rounds=4", "--config.run.seeds=2"]
+    small = ["--config.run.rounds=4", "--config.run.seeds=3"]
     run = lambda *args: subprocess.run(
         [*command, *args], cwd=ROOT, capture_output=True, text=True, timeout=600
     )

@@ -310,7 +310,7 @@ def test_a_run_goes_on_on_another_number_of_devices(tmp_path):
     moved = "resuming elsewhere: mesh.devices was 2, is 4; numbers may differ in their last bits"
     assert moved in result.stderr.splitlines()
     assert "program0: resuming after round" in result.stderr
-    assert "1 x 4 devices (arms x clients)" in result.stderr
+    assert "devices: 1 for arms x 4 for clients" in result.stderr
     for name in ("metrics.jsonl", "report.md"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
     starts = json.loads((broken / "run.json").read_text())["starts"]
