@@ -190,7 +190,7 @@ def test_all_fields_in_words():
         meaning = " ".join(field.metadata["meaning"].split())
         assert f" {path} = {value!r} " in words
         assert f" {meaning}. Must be {cfg.describe(field)}." in words
-    assert "uplink.snr_db = 10.0 dB P / no, no per complex symbol (not: ofdma). Must be a" in words
+    assert "uplink.snr_db = 10.0 dB signal-to-noise ratio: a client's power budget over" in words
     assert "snrs_db = (-10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0) dB SNRs compared" in words
     assert "uplink.link = 'over_the_air' kind of uplink" in words
     assert "Must be one of ideal, over_the_air, orthogonal, analog, ofdma." in words

@@ -77,19 +77,33 @@ class Data:
     )
     csv: Csv = part("name", Csv)
     images: Images = part("name", Images)
-    partition: str = spec("iid", "how examples are split", choices=PARTITIONS)
+    partition: str = spec(
+        "iid", "how the examples are divided among the clients", choices=PARTITIONS
+    )
     alpha: float = spec(
-        0.3, "concentration of the partition", above=0, high=1e6, of=("partition", "dirichlet")
+        0.3,
+        "concentration alpha of the Dirichlet distribution; the smaller, the more the "
+        "clients differ",
+        above=0,
+        high=1e6,
+        of=("partition", "dirichlet"),
     )
     classes_per_client: int = spec(
-        2, "classes of a client", low=1, high=256, of=("partition", "label_k")
+        2, "number of classes that a client has", low=1, high=256, of=("partition", "label_k")
     )
     shards_per_client: int = spec(
-        2, "shards of a client", low=1, high=1_000_000, of=("partition", "shards")
+        2,
+        "number of shards that a client has; a shard is a run of examples sorted by class",
+        low=1,
+        high=1_000_000,
+        of=("partition", "shards"),
     )
-    clients: int = spec(20, "clients in the federation, K", low=1, high=1_000_000)
+    clients: int = spec(20, "number of clients, K", low=1, high=1_000_000)
     examples: int = spec(
-        0, "training examples that are used, the first ones; 0: all", low=0, high=1_000_000_000
+        0,
+        "number of training examples that are used, from the first; 0: all",
+        low=0,
+        high=1_000_000_000,
     )
 
     def options(self) -> dict[str, Any]:

@@ -11,20 +11,41 @@ from fedprune.config.fields import Kind, free, part, require
 class Broadcast:
     """Analog symbols, one broadcast for all (P3)."""
 
-    snr_db: float = free(10.0, "P / no at each client", low=-100, high=200, unit="dB", traced=True)
+    snr_db: float = free(
+        10.0,
+        "signal-to-noise ratio at each client: power over noise of a complex symbol",
+        low=-100,
+        high=200,
+        unit="dB",
+        traced=True,
+    )
     code: str = free(
         "repetition",
-        "how a weight becomes symbols",
+        "how a weight becomes symbols: sent several times, or as a point on a spiral",
         choices=("repetition", "spiral"),
     )
-    repeats: int = free(1, "symbols a weight; spirals: a power of two", low=1, high=64)
-    gamma: float = free(
-        0.0, "of spirals; 0: the best for each layer", low=0, high=100, of=("code", "spiral")
+    repeats: int = free(
+        1, "number of symbols for each weight; with spirals, a power of two", low=1, high=64
     )
-    packing: str = free("complex", "reals per symbol: two or one", choices=("complex", "real"))
-    fading: str = free("none", "one gain a client and round", choices=("none", "rayleigh"))
+    gamma: float = free(
+        0.0,
+        "how tightly the spirals are wound, gamma; 0: the best value for each layer",
+        low=0,
+        high=100,
+        of=("code", "spiral"),
+    )
+    packing: str = free(
+        "complex", "real numbers in a symbol: complex, two; real, one", choices=("complex", "real")
+    )
+    fading: str = free(
+        "none", "kind of fading; each client has one gain in a round", choices=("none", "rayleigh")
+    )
     csi_error: float = free(
-        0.0, "variance of the channel estimate's error", low=0, high=1e3, traced=True
+        0.0,
+        "variance of the error with which a client knows its channel",
+        low=0,
+        high=1e3,
+        traced=True,
     )
     power: float = free(1.0, "power budget of the server", above=0, high=1e9, unit="W", traced=True)
     bandwidth: float = free(
@@ -54,7 +75,8 @@ class Downlink:
 
     link: str = free(
         "ideal",
-        "kind of downlink: perfect and free; or analog symbols, one broadcast for all",
+        "kind of downlink: ideal, without errors and free of charge; analog, analog "
+        "symbols in one broadcast for all clients",
         choices=DOWNLINKS,
     )
     analog: Broadcast = part("link", Broadcast)

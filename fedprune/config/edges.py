@@ -10,11 +10,24 @@ from fedprune.config.fields import Kind, free, part, require, spec
 
 @dataclass
 class OrthogonalCloud:
-    """Bits, in channel uses of each server's own."""
+    """Bits, one edge server after another."""
 
-    snr_db: float = free(20.0, "P / no at the cloud", low=-100, high=200, unit="dB", traced=True)
-    rate: float = free(0.0, "rate; 0: capacity", low=0, high=100, unit="bits/channel use")
-    value_bits: int = free(32, "size of a weight", low=2, high=32, unit="bits")
+    snr_db: float = free(
+        20.0,
+        "signal-to-noise ratio at the cloud: power over noise of a complex symbol",
+        low=-100,
+        high=200,
+        unit="dB",
+        traced=True,
+    )
+    rate: float = free(
+        0.0,
+        "bits in a channel use; 0: the capacity of the channel",
+        low=0,
+        high=100,
+        unit="bits/channel use",
+    )
+    value_bits: int = free(32, "bits for a weight", low=2, high=32, unit="bits")
     power: float = free(
         1.0, "power budget of an edge server", above=0, high=1e9, unit="W", traced=True
     )
@@ -41,15 +54,24 @@ CLOUDS = {
 class Edges:
     """Edge servers between the clients and the cloud."""
 
-    servers: int = spec(0, "edge servers, G; 0: clients talk to the cloud", low=0, high=100_000)
-    rounds: int = spec(5, "edge rounds in a round of the cloud, E", low=1, high=100_000)
+    servers: int = spec(
+        0,
+        "number of edge servers, G; 0: the clients send to the cloud themselves",
+        low=0,
+        high=100_000,
+    )
+    rounds: int = spec(5, "number of edge rounds in a round of the cloud, E", low=1, high=100_000)
     sizes: tuple[int, ...] = spec(
-        (), "clients of each edge server; none: as equal as can be", low=0, high=1_000_000
+        (),
+        "number of clients of each edge server; empty: as equal as possible",
+        low=0,
+        high=1_000_000,
     )
     cloud: str = free(
         "ideal",
-        "link from the edge servers to the cloud, once a round of the cloud: perfect and free; or"
-        " bits, in channel uses of each server's own",
+        "link from the edge servers to the cloud, used once in a round of the cloud: "
+        "ideal, without errors and free of charge; orthogonal, as bits, one edge server "
+        "after another",
         choices=CLOUDS,
     )
     orthogonal: OrthogonalCloud = part("cloud", OrthogonalCloud)

@@ -11,18 +11,36 @@ class Mesh:
     """Devices."""
 
     devices: int = free(
-        0, "devices to use; 0: all (on CPU, one per core up to 8)", low=0, high=4096
+        0, "number of devices to use; 0: all (on CPU, one for each core, up to 8)", low=0, high=4096
     )
     arms: int = free(
-        0, "devices that share out the arms; 0: all if there are enough arms", low=0, high=4096
+        0,
+        "number of groups of devices among which the runs of a program are divided; 0: "
+        "one for each device, if there are enough runs",
+        low=0,
+        high=4096,
     )
-    reduction: str = free("fast", "sum over devices", choices=("fast", "strict"))
+    reduction: str = free(
+        "fast",
+        "how sums over devices are computed: fast; or strict, in an order that gives the "
+        "same bits on any number of devices",
+        choices=("fast", "strict"),
+    )
     lanes: int = free(
-        8, "lanes of the sum over devices", low=1, high=4096, of=("reduction", "strict")
+        8,
+        "number of partial sums that are added in a fixed order",
+        low=1,
+        high=4096,
+        of=("reduction", "strict"),
     )
-    clients_per_chunk: int = free(1, "clients vmapped together", low=1, high=1_000_000)
+    clients_per_chunk: int = free(
+        1, "number of clients that a device trains at a time", low=1, high=1_000_000
+    )
     arms_per_chunk: int = free(
-        0, "arms vmapped together; 0: one on CPU, all elsewhere", low=0, high=1_000_000
+        0,
+        "number of runs that a device computes at a time; 0: one on CPU, all elsewhere",
+        low=0,
+        high=1_000_000,
     )
 
 
@@ -33,23 +51,27 @@ the fast reduction. (Chunks and lanes decide in which order clients are added up
 
 @dataclass
 class Run:
-    """Length and repetition."""
+    """Length of a run, tests and repetitions."""
 
-    rounds: int = free(24, "rounds", low=1, high=10_000_000)
+    rounds: int = free(24, "number of rounds", low=1, high=10_000_000)
     every: int = free(1, "rounds between evaluations", low=1, high=10_000_000)
     save_every: int = free(4, "evaluations between checkpoints", low=1, high=10_000_000)
     evaluate: str = free(
         "pruned",
-        "which global model is evaluated: with the round's mask, or as the server has it",
+        "which global model is evaluated: pruned, with the mask of the round; dense, as "
+        "the server has it",
         choices=("pruned", "dense"),
     )
     test: str = free(
         "pooled",
-        "the global model on all test examples, or every client's model on its own",
+        "what is tested: pooled, the global model on all test examples; clients, every "
+        "client's model on the client's own test examples",
         choices=("pooled", "clients"),
     )
-    seed: int = spec(0, "first seed", low=0, high=1_000_000_000, traced=True)
-    seeds: int = spec(3, "repetitions, with seeds run.seed, run.seed + 1, ...", low=1, high=10_000)
+    seed: int = spec(0, "first random seed", low=0, high=1_000_000_000, traced=True)
+    seeds: int = spec(
+        3, "number of repetitions, with the seeds run.seed, run.seed + 1, ...", low=1, high=10_000
+    )
 
 
 WHOLE = frozenset(

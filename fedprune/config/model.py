@@ -21,7 +21,7 @@ class Network(NamedTuple):
 
 @dataclass
 class Mlp:
-    """Of dense layers."""
+    """A network of dense layers."""
 
     hidden: tuple[int, ...] = spec(
         (32,), "widths of the hidden dense layers", low=1, high=1_000_000
@@ -30,7 +30,7 @@ class Mlp:
 
 @dataclass
 class Cnn(Mlp):
-    """Of convolution blocks, each with max-pooling, and dense layers."""
+    """A network of convolution blocks, each with max-pooling, and dense layers."""
 
     filters: tuple[int, ...] = spec((8, 16), "filters of each convolution block", low=1, high=65536)
     kernel: int = spec(3, "kernel size of the convolutions", low=1, high=15)
@@ -38,9 +38,9 @@ class Cnn(Mlp):
 
 @dataclass
 class Signal(Cnn):
-    """Of convolutions over time, for vibration signals."""
+    """A network of convolutions over time, for vibration signals."""
 
-    stem_kernel: int = spec(64, "taps of the first convolution", low=1, high=4096)
+    stem_kernel: int = spec(64, "kernel size of the first convolution", low=1, high=4096)
     stem_stride: int = spec(8, "stride of the first convolution", low=1, high=4096)
 
 
@@ -49,15 +49,22 @@ class Resnet:
     """Residual networks."""
 
     widths: tuple[int, ...] = spec((64, 128, 256, 512), "filters of each stage", low=1, high=65536)
-    norm: str = spec("group", "normalisation", choices=("group", "batch"))
-    groups: int = spec(32, "groups of channels", low=1, high=65536, of=("norm", "group"))
+    norm: str = spec(
+        "group", "kind of normalisation layer: group norm or batch norm", choices=("group", "batch")
+    )
+    groups: int = spec(
+        32, "number of groups of channels in a group norm", low=1, high=65536, of=("norm", "group")
+    )
     stem: str = spec(
-        "small", "3×3 convolution, or 7×7 of stride 2 with max-pooling", choices=("small", "large")
+        "small",
+        "first layer: small, a 3×3 convolution; large, a 7×7 convolution of stride 2 "
+        "with max-pooling",
+        choices=("small", "large"),
     )
     statistics: str = spec(
         "exchanged",
-        "what the evaluation normalises by: running statistics that are trained, sent and averaged"
-        " with the weights, or each batch's own",
+        "statistics by which the evaluation normalises: exchanged, running statistics "
+        "that are sent and averaged with the weights; batch, those of each batch",
         choices=("exchanged", "batch"),
         of=("norm", "batch"),
     )

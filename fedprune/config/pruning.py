@@ -56,12 +56,14 @@ IMPORTANCES = {
 
 @dataclass
 class Pruning:
-    """Masks."""
+    """Pruning."""
 
-    schedule: str = spec("none", "sparsity against the round", choices=SCHEDULES)
+    schedule: str = spec(
+        "none", "how the share of pruned weights grows over the rounds", choices=SCHEDULES
+    )
     ratio: float = free(
         0.9,
-        "final share of prunable weights pruned",
+        "share of the prunable weights that is pruned in the end",
         low=0,
         high=1,
         traced=True,
@@ -87,44 +89,55 @@ class Pruning:
         5, "pruning steps, n", low=1, high=10_000_000, traced=True, of=("schedule", *STEPWISE)
     )
     layers: str = spec(
-        "all", "which kernels are prunable: all, or fully connected ones", choices=PRUNABLE
+        "all",
+        "which kernels are prunable: all; dense, those of fully connected layers",
+        choices=PRUNABLE,
     )
-    distribution: str = spec("global", "ranking of weights", choices=("global", "layer"))
+    distribution: str = spec(
+        "global",
+        "which weights compete: global, those of all layers; layer, those of the same layer",
+        choices=("global", "layer"),
+    )
     granularity: str = spec(
         "weight",
-        "what is pruned as a whole: a weight; a unit, which is a filter or a neuron with all its"
-        " weights (P3); or a neuron of a fully connected layer, by per-client masks, P2 (3)",
+        "what is pruned as a whole: weight, a single weight; unit, a filter or a neuron "
+        "with all its weights (P3); neuron, a neuron of a fully connected layer in per- "
+        "client masks, P2 (3)",
         choices=METHODS,
     )
     form: str = spec(
         "derived",
-        "which share of each layer's neurons stays: sqrt(1 - ratio), which prunes the"
-        " ratio of the weights; or the ratio itself, as printed in P2 (3)",
+        "share of each layer's neurons that stays: derived, sqrt(1 - ratio), which "
+        "prunes the ratio of the weights; printed, the ratio itself, as printed in P2 "
+        "(3)",
         choices=("derived", "printed"),
         of=("granularity", "neuron"),
     )
     scope: str = spec(
         "server",
-        "what the round's mask applies to: the global model, or what clients receive; own: clients"
-        " decide masks of their own",
+        "to what the mask applies: server, the global model; client, the model that "
+        "clients receive; own, every client decides its own mask",
         choices=("server", "client", "own"),
     )
     warm_up: int = spec(
         1,
-        "steps before a client decides its own mask, beside local",
+        "local steps before a client decides its own mask, in addition to those of "
+        "local.steps or local.epochs",
         low=1,
         high=1_000_000,
         of=("scope", "own"),
     )
     importance: str = spec(
         "magnitude",
-        "what a client's own mask keeps: large weights, or weights that the warm-up changed much",
+        "what a client's own mask keeps: magnitude, the largest weights; change, those "
+        "that the warm-up changed most",
         choices=IMPORTANCES,
         of=("scope", "own"),
     )
     rewind: bool = spec(
         False,
-        "whether own masks are followed by the weights received, instead of the warmed-up ones",
+        "whether a client, once it has its own mask, trains from the weights that it "
+        "received, instead of those after its warm-up steps",
         of=("scope", "own"),
     )
 

@@ -9,14 +9,14 @@ from fedprune.config.fields import Kind, free, part, spec
 
 @dataclass
 class Momentum:
-    """FedAvgM."""
+    """Server momentum (FedAvgM)."""
 
     beta: float = free(0.9, "momentum", low=0, below=1, traced=True)
 
 
 @dataclass
 class Adam:
-    """FedAdam."""
+    """Server Adam (FedAdam)."""
 
     b1: float = free(0.9, "decay of the mean update's average", low=0, below=1, traced=True)
     b2: float = free(0.99, "decay of the squares' average", low=0, below=1, traced=True)
@@ -41,7 +41,9 @@ SERVERS = {
 class Server:
     """The step of the global model."""
 
-    optimizer: str = spec("average", "step along the mean update", choices=SERVERS)
+    optimizer: str = spec(
+        "average", "how the server makes a step of the clients' mean update", choices=SERVERS
+    )
     lr: float = free(
         1.0,
         "server learning rate; 1 is averaging, adam wants far less",

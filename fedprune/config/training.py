@@ -41,24 +41,43 @@ class Local:
     momentum: float = free(
         0.9, "momentum", low=0, below=1, traced=True, of=("optimizer", "momentum")
     )
-    steps: int = free(5, "steps a round, or 0 to use epochs", low=0, high=1_000_000)
-    epochs: int = free(0, "epochs a round, or 0 to use steps", low=0, high=100_000)
-    batch: int = free(32, "examples a step", low=1, high=1_000_000)
-    microbatch: int = free(
-        0,
-        "examples whose gradients are computed at once; 0: what suits network and backend",
+    steps: int = free(
+        5,
+        "local steps in a round; 0: local.epochs says how long a client trains",
         low=0,
         high=1_000_000,
     )
-    prox: float = free(0.0, "mu of FedProx's proximal term; 0: none", low=0, high=1e6, traced=True)
+    epochs: int = free(
+        0,
+        "local epochs in a round; 0: local.steps says how long a client trains",
+        low=0,
+        high=100_000,
+    )
+    batch: int = free(32, "batch size: examples in a local step", low=1, high=1_000_000)
+    microbatch: int = free(
+        0,
+        "examples whose gradients are computed at a time, within a batch; 0: a number "
+        "that suits network and backend",
+        low=0,
+        high=1_000_000,
+    )
+    prox: float = free(
+        0.0, "weight mu of FedProx's proximal term; 0: no such term", low=0, high=1e6, traced=True
+    )
     weight_decay: float = free(
-        0.0, "factor on kernels that is added to their gradient", low=0, high=1e3, traced=True
+        0.0,
+        "weight decay: this factor times a kernel is added to the kernel's gradient",
+        low=0,
+        high=1e3,
+        traced=True,
     )
     clip: float = free(0.0, "largest norm of the gradient; 0: no clipping", low=0, high=1e30)
-    schedule: str = free("constant", "learning rate against the round", choices=DECAYS)
+    schedule: str = free(
+        "constant", "how the local learning rate changes over the rounds", choices=DECAYS
+    )
     schedule_end: float = free(
         0.01,
-        "share of the learning rate left in the last round",
+        "learning rate in the last round, as a share of local.lr",
         low=0,
         high=1,
         traced=True,
@@ -66,7 +85,7 @@ class Local:
     )
     schedule_every: int = free(
         100,
-        "rounds between drops",
+        "rounds between two drops of the learning rate",
         low=1,
         high=10_000_000,
         traced=True,
@@ -74,7 +93,7 @@ class Local:
     )
     schedule_factor: float = free(
         0.1,
-        "factor on the learning rate at each drop",
+        "factor by which the learning rate is multiplied at each drop",
         low=0,
         high=1,
         traced=True,
@@ -86,11 +105,25 @@ class Local:
 class ChannelAgeLoss:
     """Weights of the scores by which clients are chosen (``algorithms.channel_age_loss``)."""
 
-    channel: float = free(1.0, "of the power gain", low=0, high=1e9, traced=True)
-    age: float = free(1.0, "of the rounds since the last time", low=0, high=1e9, traced=True)
-    loss: float = free(1.0, "of the last training loss", low=0, high=1e9, traced=True)
+    channel: float = free(
+        1.0, "weight of the power gain of the client's channel", low=0, high=1e9, traced=True
+    )
+    age: float = free(
+        1.0,
+        "weight of the number of rounds since the client last took part",
+        low=0,
+        high=1e9,
+        traced=True,
+    )
+    loss: float = free(
+        1.0, "weight of the client's last training loss", low=0, high=1e9, traced=True
+    )
     unknown: float = free(
-        0.0, "loss of a client that was never heard", low=0, high=1e9, traced=True
+        0.0,
+        "loss that is assumed of a client from which no update has arrived yet",
+        low=0,
+        high=1e9,
+        traced=True,
     )
 
 
@@ -112,15 +145,19 @@ SELECTIONS = {
 class Cohort:
     """Participation."""
 
-    size: int = free(0, "clients a round, S, drawn anew every round; 0: all", low=0, high=1_000_000)
+    size: int = free(
+        0, "number of clients that take part in a round, S; 0: all", low=0, high=1_000_000
+    )
     selection: str = spec(
         "uniform",
-        "how they are chosen: at random, or by channel, age and loss (over_the_air, orthogonal)",
+        "how the clients of a round are chosen: uniform, at random; channel_age_loss, by "
+        "their channel, the rounds since they last took part and their loss (with "
+        "uplink.link=over_the_air or orthogonal)",
         choices=SELECTIONS,
     )
     weighting: str = free(
         "examples",
-        "how clients count in means: by their number of examples, or all the same",
+        "weight of a client in means: examples, its number of examples; plain, the same for all",
         choices=("examples", "plain"),
     )
     channel_age_loss: ChannelAgeLoss = part("selection", ChannelAgeLoss)
@@ -132,21 +169,24 @@ IN_LAYERS = ("alternating", "simultaneous")
 
 @dataclass
 class Personal:
-    """What clients keep to themselves."""
+    """What stays at the clients and is never sent."""
 
     method: str = spec(
         "none",
-        "nothing; layers trained before the global ones (FedAlt) or with them (FedSim); a whole"
-        " model pulled towards the global one (Ditto); or the model that local training makes of"
-        " the global one (fine-tuning)",
+        "none; alternating, layers trained before the global ones (FedAlt); "
+        "simultaneous, layers trained with them (FedSim); ditto, a whole model pulled "
+        "towards the global one; tuned, the global model after local training (fine- "
+        "tuning)",
         choices=("none", *IN_LAYERS, "ditto", "tuned"),
     )
     layers: tuple[str, ...] = spec(
-        (), "parts of the paths of personal layers, such as Conv", of=("method", *IN_LAYERS)
+        (),
+        "the layers whose names contain one of these words, such as Conv, are personal",
+        of=("method", *IN_LAYERS),
     )
     lr: float = free(
         0.1,
-        "learning rate of what is personal",
+        "learning rate of the personal layers or models",
         low=0,
         high=1e3,
         traced=True,
@@ -157,7 +197,7 @@ class Personal:
     )
     pull: float = free(
         0.1,
-        "lambda of the pull towards the global model",
+        "weight lambda of the term that pulls a personal model towards the global one",
         low=0,
         high=1e6,
         traced=True,

@@ -11,56 +11,72 @@ NORMALISATIONS = ("none", "common", "device", "receiver")
 
 @dataclass
 class OverTheAir:
-    """All clients send at once, and the channel adds."""
+    """All clients send at once, and the channel adds up their signals."""
 
     normalisation: str = free(
         "receiver",
-        "power control, which decides what the SNR refers to",
+        "power control, which decides to what the SNR refers: none, no noise; common, "
+        "one factor for all clients; device, one for each client; receiver, the SNR is "
+        "that of the received sum",
         choices=NORMALISATIONS,
     )
-    packing: str = free("complex", "weights per symbol: two or one", choices=("complex", "real"))
-    repeats: int = free(1, "symbols a weight", low=1, high=64)
+    packing: str = free(
+        "complex", "weights in a symbol: complex, two; real, one", choices=("complex", "real")
+    )
+    repeats: int = free(1, "symbols for each weight", low=1, high=64)
 
 
 @dataclass
 class Orthogonal:
-    """Bits, in channel uses of each client's own."""
+    """Bits, one client after another."""
 
-    rate: float = free(0.0, "rate; 0: capacity", low=0, high=100, unit="bits/channel use")
-    value_bits: int = free(32, "size of a weight", low=2, high=32, unit="bits")
+    rate: float = free(
+        0.0,
+        "bits in a channel use; 0: the capacity",
+        low=0,
+        high=100,
+        unit="bits/channel use",
+    )
+    value_bits: int = free(32, "bits for a weight", low=2, high=32, unit="bits")
     bitstream: str = free(
         "fixed",
-        "bits of rounded values: value_bits each, or what an entropy coder takes",
+        "bits of the rounded weights: fixed, value_bits each; entropy, what an entropy coder needs",
         choices=("fixed", "entropy"),
     )
 
 
 @dataclass
 class Analog:
-    """Symbols, in channel uses of each client's own."""
+    """Analog symbols, one client after another."""
 
-    code: str = free("repetition", "how a weight becomes symbols", choices=("repetition", "spiral"))
-    repeats: int = free(1, "symbols a weight; spirals: a power of two", low=1, high=64)
-    packing: str = free("complex", "reals per symbol: two or one", choices=("complex", "real"))
+    code: str = free(
+        "repetition",
+        "a weight is sent several times, or on a spiral",
+        choices=("repetition", "spiral"),
+    )
+    repeats: int = free(1, "symbols for each weight; with spirals, a power of two", low=1, high=64)
+    packing: str = free(
+        "complex", "real numbers in a symbol: complex, two; real, one", choices=("complex", "real")
+    )
 
 
 @dataclass
 class Ofdma:
-    """Bits, over shares of a band that are allocated together with the pruning ratios (P2, P4)."""
+    """Bits, on shares of a band that are allocated together with pruning ratios (P2, P4)."""
 
     time_limit: float = free(
-        0.03, "T_th, the time of a round", above=0, high=1e6, unit="s", traced=True
+        0.03, "time limit of a round, T_th", above=0, high=1e6, unit="s", traced=True
     )
     scheme: str = free(
         "optimal",
-        "how band and pruning are allocated: together; or equal shares with the pruning"
-        " that they need, with the optimal pruning, or with none; or the papers' closed form",
+        "how band and pruning are allocated: optimal, together; equal, post_hoc and "
+        "unpruned, equal shares of the band with the pruning that they need, with the "
+        "optimal one or with none; printed, the papers' closed form",
         choices=("optimal", "equal", "post_hoc", "unpruned", "printed"),
     )
     bands: str = free(
         "server",
-        "whose the band is: every edge server has one, or all of them share one, as printed"
-        " in P2 (27)",
+        "server, each edge server has a band; shared, all share one, as printed in P2 (27)",
         choices=("server", "shared"),
     )
     rho_max: float = free(1.0, "largest pruning ratio", above=0, high=1, traced=True)
@@ -69,22 +85,27 @@ class Ofdma:
     )
     noise_of: str = free(
         "band",
-        "which noise a device's rate has: the whole band's, as in P2 (10), or its share's",
+        "noise in a client's rate: band, the whole band's, as in P2 (10); share, its share's",
         choices=("band", "share"),
     )
-    value_bits: int = free(32, "size of a weight", low=2, high=64, unit="bits")
+    value_bits: int = free(32, "bits for a weight", low=2, high=64, unit="bits")
     frequency: float = free(
-        3e9, "speed of a processor", above=0, high=1e15, unit="cycles/s", traced=True
+        3e9, "speed of a client's processor", above=0, high=1e15, unit="cycles/s", traced=True
     )
     cycles: float = free(
-        1.0, "work for a step of one weight", low=0, high=1e12, unit="cycles", traced=True
+        1.0,
+        "processor cycles that one weight takes in a local step",
+        low=0,
+        high=1e12,
+        unit="cycles",
+        traced=True,
     )
     payload: str = free(
         "values",
-        "what is sent beside kept values: nothing, a bitmap, or their positions",
+        "sent beside the kept weights: values, nothing; bitmap, a bit a weight; index, positions",
         choices=("values", "bitmap", "index"),
     )
-    bill_warm_up: bool = free(True, "whether warm-up steps take time and energy")
+    bill_warm_up: bool = free(True, "whether the time and energy of warm-up steps are counted")
 
 
 @dataclass
@@ -161,43 +182,46 @@ class Uplink:
 
     link: str = free(
         "over_the_air",
-        "kind of uplink; orthogonal: bits, analog: symbols, both in channel uses of each client's"
-        " own",
+        "kind of uplink: ideal, without errors and free of charge; over_the_air, the "
+        "channel adds up the signals of all clients; orthogonal, bits, one client after "
+        "another; analog, analog symbols, one client after another; ofdma, bits, at once "
+        "on shares of a band",
         choices=UPLINKS,
     )
     snr_db: float = free(
         10.0,
-        "P / no, no per complex symbol (not: ofdma)",
+        "signal-to-noise ratio: a client's power budget over the noise of a complex "
+        "symbol; ofdma has uplink.ofdma.noise instead",
         low=-100,
         high=200,
         unit="dB",
         traced=True,
     )
-    fading: str = free("none", "small-scale fading", choices=FADINGS)
-    antennas: int = free(1, "receive antennas", low=1, high=4096)
+    fading: str = free("none", "kind of small-scale fading", choices=FADINGS)
+    antennas: int = free(1, "number of receive antennas", low=1, high=4096)
     blocks: int = free(
         1,
-        "blocks of symbols that fade together in a round, such as subcarriers (over_the_air,"
-        " orthogonal)",
+        "number of blocks, such as subcarriers, in a round; the symbols of a block fade "
+        "together (with uplink.link=over_the_air or orthogonal)",
         low=1,
         high=4096,
     )
     taps: int = free(
         1,
-        "paths of equal power that the blocks' channels are the spectrum of; 1: all blocks fade"
-        " alike, as many as blocks: each by itself",
+        "number of paths of equal power and different delays; 1: all blocks fade alike; "
+        "as many as blocks: each fades independently",
         low=1,
         high=4096,
     )
     correlation: float = spec(
         0.0,
-        "of a client's scattered paths from one round to the next; 0: drawn anew",
+        "correlation of a client's fading from one round to the next; 0: independent",
         low=0,
         below=1,
     )
     csi_error: float = free(
         0.0,
-        "variance of the channel estimate's error, relative to the gain",
+        "variance of the error with which clients know their channel, relative to its mean gain",
         low=0,
         high=1e3,
         traced=True,
@@ -215,14 +239,16 @@ class Uplink:
     farthest: float = free(0.0, "distance of the farthest client", low=0, high=1e8, unit="m")
     division: str = free(
         "all",
-        "what the sum of updates with different masks is divided by: all clients, or the holders of"
-        " each weight, counted by a second transmission",
+        "by what the sum of the updates is divided where masks differ: all, the number "
+        "of clients; holders, for each weight the number of clients whose mask keeps it, "
+        "found by a second transmission",
         choices=("all", "holders"),
     )
     min_holders: float = free(
         0.5,
-        "fewest holders, in clients of mean weight at the largest server; up to 1, anybody counts"
-        " over links without noise",
+        "smallest number of holders with which a weight is updated, in clients of "
+        "average weight; without noise on the link, any value up to 1 means that one "
+        "holder is enough",
         above=0,
         high=1e6,
         traced=True,
