@@ -232,7 +232,9 @@ def explain(config: Any) -> str:
         if path in only:
             chooser, kinds = only[path]
             text += f" Only for {chooser}={' or '.join(kinds)}."
-        about = textwrap.fill(text, 96, initial_indent="    ", subsequent_indent="    ")
+        about = textwrap.fill(
+            text, 96, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False
+        )
         blocks.setdefault(path.rpartition(".")[0], []).append(
             f"  {path} = {value!r}{unit}\n{about}"
         )
