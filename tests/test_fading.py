@@ -37,6 +37,7 @@ def close(values, mean, deviation):
     return abs(np.mean(values) - mean) < 5 * deviation / np.sqrt(np.size(values))
 
 
+@pytest.mark.optimized
 def test_rayleigh_power_is_exponential():
     true, known = draws(channel.block_fading())
     power = np.abs(true[:, 0]) ** 2
@@ -246,7 +247,7 @@ def test_nobody_heard_changes_nothing():
         np.testing.assert_array_equal(column, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.optimized
 def test_fading_is_the_same_on_any_number_of_devices():
     model, clients = mlp(), federation(13)
     (first, info), (second, _) = (

@@ -62,6 +62,7 @@ def test_rounds_correlate_as_a_gauss_markov_process(rho):
         assert abs(found - rho**apart) < error
 
 
+@pytest.mark.optimized
 def test_without_correlation_a_process_is_a_new_draw_every_round():
     on = history(channel.block_fading(2, blocks=3, taps=(1, 1), clients=4), 3, 4)
     np.testing.assert_array_equal(on, history(channel.block_fading(2, blocks=3, taps=(1, 1)), 3, 4))
