@@ -208,7 +208,7 @@ def test_claims_configuration_and_where(one):
     words = ["✓held", "✗did not hold", "?open"]
     assert verdicts == [[word, "1.5 ± 0.5 points"] for word in words]
     changed = {line[0]: line[1:] for line in one.table("field", "value", "default")}
-    assert changed["run.rounds"] == [str(ROUNDS), "24", "rounds"]
+    assert changed["run.rounds"] == [str(ROUNDS), "24", "number of rounds"]
     assert changed["methods"][:2] == ["one-shot, iterative", "–"]
     fields = {path: value for path, _, value in cfg.fields(ota_pruning.get_config("fast"))}
     plain = {path: value for path, _, value in cfg.fields(cfg.Config())}
